@@ -1,0 +1,1 @@
+"""The ``queen-trio`` command: one file per command; ``main`` only parses."""

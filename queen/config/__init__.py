@@ -1,0 +1,1 @@
+"""Settings: read once at start, handed down as a frozen value."""

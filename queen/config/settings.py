@@ -1,0 +1,78 @@
+"""The settings of a server: one frozen value, every field with its unit, default and environment name.
+
+Reading the environment, files and flags is sources.py's work; nobody below the worker reads the environment.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import msgspec
+
+from queen.model.queue import QueueOptions
+
+MiB = 1024 * 1024
+
+
+class Secret:
+    """A value that never shows in a repr, a log or an error. ``reveal`` is the only way to it."""
+
+    __slots__ = ("_value",)
+
+    def __init__(self, value: str) -> None:
+        self._value = value
+
+    def reveal(self) -> str:
+        return self._value
+
+    def __repr__(self) -> str:
+        return "Secret(…)"
+
+    def __bool__(self) -> bool:
+        return bool(self._value)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Secret) and other._value == self._value
+
+    def __hash__(self) -> int:
+        return hash(self._value)
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything a server needs to know. The environment name of each field stands in sources.py."""
+
+    # where to listen
+    host: str = "127.0.0.1"
+    port: int = 6632
+    workers: int = msgspec.field(default_factory=lambda: os.cpu_count() or 1)
+    worker_id: str = ""
+    # storage
+    database_url: Secret | None = None  # None: the embedded PostgreSQL
+    data_dir: Path | None = None  # of the embedded PostgreSQL; None: per-user default
+    db_pool_size: int = 20  # connections, divided over the workers
+    db_connect_timeout_seconds: float = 2.0
+    db_statement_timeout_seconds: float = 30.0
+    db_lock_timeout_seconds: float = 10.0
+    db_statement_cache: bool = True  # False behind PgBouncer in transaction mode
+    buckets: int = 1  # fixed when the database is initialised; 64 on Citus
+    # requests
+    max_body_bytes: int = 100 * MiB
+    default_timeout_seconds: float = 30.0  # of a waiting pop
+    max_timeout_seconds: float | None = None
+    default_batch: int = 1
+    default_subscription_mode: str = ""  # "", "all", "new" or "new-only"
+    queue_defaults: QueueOptions = QueueOptions()
+    encryption_key: Secret | None = None  # 64 hexadecimal characters
+    # streaming
+    stream_threshold_bytes: int = 128 * 1024
+    stream_chunk_bytes: int = 64 * 1024
+    # background work
+    retention_interval_seconds: float = 300.0
+    retention_batch: int = 1000
+    eviction_interval_seconds: float = 60.0
+    # shutdown
+    grace_seconds: float = 20.0
+    # logs
+    log_level: str = "info"
+    log_format: str = ""  # "json", "console", or "" to choose by terminal

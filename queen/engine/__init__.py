@@ -1,0 +1,1 @@
+"""What the broker decides: batching, waiting, leases, retries. No HTTP, no SQL."""

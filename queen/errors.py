@@ -1,0 +1,105 @@
+"""Every error raised on purpose: its code, its HTTP status, its title. Nothing else lives here.
+
+QueenError
+├── InvalidRequest          400  the request is wrong and was not applied
+├── NotFound                404  no such thing
+├── RouteNotFound           404  no such route (or not implemented)
+├── RequestTooLarge         413  the body is over the limit
+├── EncryptionUnavailable   409  the queue is encrypted and this server has no usable key
+├── StorageUnavailable      503  PostgreSQL cannot be reached: nothing was applied
+├── OutcomeUnknown          503  the connection broke while committing: applied or not, unknown
+├── Overloaded              503  a bounded room is full: nothing was applied
+├── Draining                503  the server is shutting down
+└── StartupError            —    this process cannot serve; one sentence for the operator
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class QueenError(Exception):
+    """Base of all. ``code`` is stable and may be branched on; the sentence is for people."""
+
+    code: ClassVar[str] = "internal"
+    status: ClassVar[int] = 500
+    title: ClassVar[str] = "Internal error"
+    retry_after_seconds: ClassVar[int | None] = None
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(detail)
+        self.detail = detail
+
+
+class InvalidRequest(QueenError):
+    """The request itself is wrong; nothing was applied. Sending it again unchanged will fail again."""
+
+    code, status, title = "invalid_request", 400, "Invalid request"
+
+
+class NotFound(QueenError):
+    """The thing named does not exist now. Does not say that it never did."""
+
+    code, status, title = "not_found", 404, "Not found"
+
+
+class RouteNotFound(QueenError):
+    """No such route on this server. Under /api/v1 the detail is exactly ``no_such_route``: clients branch on it."""
+
+    code, status, title = "no_such_route", 404, "No such route"
+
+
+class RequestTooLarge(QueenError):
+    """The body is larger than ``max_body_bytes``. Says nothing about the messages in it."""
+
+    code, status, title = "request_too_large", 413, "Request body too large"
+
+    def __init__(self) -> None:
+        super().__init__("Request body too large")
+
+
+class EncryptionUnavailable(QueenError):
+    """The queue demands encryption and this server has no usable key. Nothing was stored or handed out."""
+
+    code, status, title = "encryption_unavailable", 409, "Encryption key missing"
+
+    def __init__(self, queue: str, key_id: str | None = None) -> None:
+        which = f"key {key_id}" if key_id else "a key"
+        super().__init__(
+            f"queue {queue!r} is encrypted and this server does not hold {which}: "
+            "set QUEEN_ENCRYPTION_KEY (64 hexadecimal characters) and restart, or turn encryptionEnabled off"
+        )
+
+
+class StorageUnavailable(QueenError):
+    """PostgreSQL could not be reached or refused work. The request was not applied; try again."""
+
+    code, status, title = "storage_unavailable", 503, "Storage unavailable"
+    retry_after_seconds = 1
+
+
+class OutcomeUnknown(QueenError):
+    """The connection broke between COMMIT and its answer. Applied or not is unknown; a repeat is safe with the same ids."""
+
+    code, status, title = "outcome_unknown", 503, "Outcome unknown"
+    retry_after_seconds = 1
+
+
+class Overloaded(QueenError):
+    """Too many requests are waiting. The request was not applied."""
+
+    code, status, title = "overloaded", 503, "Overloaded"
+    retry_after_seconds = 1
+
+
+class Draining(QueenError):
+    """This process is shutting down. The request was not applied; another worker will take it."""
+
+    code, status, title = "draining", 503, "Shutting down"
+    retry_after_seconds = 1
+
+
+class StartupError(QueenError):
+    """This process cannot serve. One clear sentence for the operator; the exit code is 3."""
+
+    code, title = "startup", "Cannot start"

@@ -1,0 +1,1 @@
+"""Logs and counters: passive, calls nobody back."""

@@ -1,0 +1,1 @@
+"""HTTP: read a request, call the engine once, write the answer."""

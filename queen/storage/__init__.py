@@ -1,0 +1,1 @@
+"""What must survive: SQL, PostgreSQL, segments. Importing the package alone imports no driver."""
