@@ -2,7 +2,7 @@
 
 A request is a template in which the bytes that must differ are marked, and two or three passes in C make it unique:
 
-* the digits of random values stand in the template as the bytes 0x80–0x8f, and ``bytes.translate`` with one of many
+* the digits of random values stand in the template as the bytes 0x80 to 0x8f, and ``bytes.translate`` with one of many
   random permutations of the hexadecimal digits turns them into text;
 * the request number (8 decimal digits), the milliseconds of a UUIDv7 and the partition are marks of the same length as
   what replaces them, so ``bytes.replace`` works in place.

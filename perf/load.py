@@ -78,7 +78,7 @@ class Pacer:
         self._next = trio.current_time()
 
     async def wait_turn(self) -> int:
-        """Wait for the next intended time; returns it. Late callers return at once with the time they should have had."""
+        """Wait for the next intended time and return it; who comes late gets the time that should have been."""
         intended = self._next
         self._next += self._interval
         await trio.sleep_until(intended)
@@ -253,3 +253,16 @@ def check_identities(outcomes: list[Outcome], expected: int) -> None:
         raise ValueError(f"{count - len(seen)} messages were delivered twice")
     if count != expected:
         raise ValueError(f"{expected} messages expected, {count} delivered")
+
+
+def tell(outcome: Outcome, verb: str, cpu_seconds: float) -> int:
+    """Print an outcome; returns the exit code: 1 when anything was answered with an error."""
+    print(
+        f"{outcome.messages:,} messages {verb} in {outcome.seconds:.2f} s: {outcome.rate:,.0f}/s; "
+        f"{outcome.requests:,} requests ({outcome.empty:,} empty), "
+        f"p50 {outcome.percentile_ms(50):.1f} ms, p99 {outcome.percentile_ms(99):.1f} ms; "
+        f"generator {cpu_seconds / max(outcome.messages, 1) * 1e6:.2f} CPU-µs a message"
+    )
+    for what, count in outcome.errors.most_common():
+        print(f"{count:,} times {what}")
+    return 1 if outcome.errors else 0

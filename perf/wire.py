@@ -1,7 +1,7 @@
 """One HTTP/1.1 keep-alive connection for load generation. No JSON here, no pooling, no retries.
 
 The cost of the generator is subtracted from nothing: it shares the cores with the server it measures. So a request is
-bytes made elsewhere, an answer is received into one buffer that is reused, and a body is never decoded, only counted in.
+bytes made elsewhere, an answer is received into one reused buffer, and a body is never decoded, only counted in.
 Trio's own socket object costs two checkpoints per call; here a request is sent without one, and Trio is asked only for
 readiness.
 """
@@ -18,7 +18,7 @@ MIN_FREE_BYTES = 64 * 1024
 
 
 class Disconnected(Exception):
-    """The peer closed the connection or spoke something that is not HTTP. The request may or may not have been applied."""
+    """The peer hung up, or spoke something that is not HTTP. The request may or may not have been applied."""
 
 
 class Connection:
