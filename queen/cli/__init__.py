@@ -1,1 +1,29 @@
-"""The ``queen-trio`` command: one file per command; ``main`` only parses."""
+"""The command line: one file per command. ``main`` only parses.
+
+Exit codes: 0 fine, 1 failed, 2 usage, 3 never served. Answers go to standard output, talk to standard error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from queen._version import __version__
+from queen.cli import run
+from queen.errors import StartupError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command. Returns the exit code."""
+    parser = argparse.ArgumentParser(prog="queen-trio", description="A durable, partitioned message queue server.")
+    parser.add_argument("--version", action="version", version=f"queen-trio {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    run.add_parser(commands)
+    arguments = parser.parse_args(argv)
+    try:
+        code: int = arguments.command(arguments)
+    except StartupError as error:
+        print(f"queen-trio: {error.detail}", file=sys.stderr)
+        return 3
+    return code

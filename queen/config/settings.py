@@ -39,14 +39,20 @@ class Secret:
         return hash(self._value)
 
 
+def usable_cores() -> int:
+    """Cores this process may run on, which in a container or under taskset are fewer than the machine has."""
+    return len(os.sched_getaffinity(0))
+
+
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Everything a server needs to know. The environment name of each field stands in sources.py."""
 
     # where to listen
     host: str = "127.0.0.1"
-    port: int = 6632
-    workers: int = msgspec.field(default_factory=lambda: os.cpu_count() or 1)
+    port: int = 6632  # 0: any free one
+    workers: int = msgspec.field(default_factory=usable_cores)
     worker_id: str = ""
+    insecure: bool = False  # True: the operator knows that the port is open to others without authentication
     # storage
     database_url: Secret | None = None  # None: the embedded PostgreSQL
     data_dir: Path | None = None  # of the embedded PostgreSQL; None: per-user default

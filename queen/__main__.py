@@ -1,0 +1,7 @@
+"""``python -m queen`` is ``queen-trio``."""
+
+import sys
+
+from queen.cli import main
+
+sys.exit(main())

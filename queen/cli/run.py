@@ -1,0 +1,83 @@
+"""``queen-trio run``: the server, in the foreground."""
+
+from __future__ import annotations
+
+import argparse
+import ipaddress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import structlog
+
+from queen.config.settings import Secret, Settings
+from queen.config.sources import LOG_LEVELS, load_settings
+from queen.observability import logs
+from queen.supervisor import DEFAULT_APP, run_supervisor
+
+if TYPE_CHECKING:
+    Commands = argparse._SubParsersAction[argparse.ArgumentParser]
+
+log = structlog.get_logger(__name__)
+
+
+def add_parser(commands: Commands) -> None:
+    """Add this command and its flags."""
+    parser = commands.add_parser(
+        "run",
+        help="start the server",
+        description="Start the server: PostgreSQL, unless one is named, and workers. Flags win over the environment.",
+    )
+    parser.set_defaults(command=run)
+    parser.add_argument("--host", help="address to listen on (HOST; this machine only unless given)")
+    parser.add_argument("--port", type=int, help="port to listen on (PORT; 6632; 0 for any free one)")
+    parser.add_argument("--workers", type=int, help="worker processes (QUEEN_WORKERS; one per core)")
+    parser.add_argument(
+        "--insecure", action="store_true", default=None, help="no warning when others can reach the port"
+    )
+    parser.add_argument("--log-level", choices=LOG_LEVELS, help="(LOG_LEVEL; info)")
+    parser.add_argument("--log-format", choices=("json", "console"), help="(LOG_FORMAT; json unless on a terminal)")
+    parser.add_argument("--app", default=DEFAULT_APP, help=argparse.SUPPRESS)  # module:factory of another application
+    add_database_arguments(parser)
+
+
+def add_database_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags of every command that needs the database."""
+    database = parser.add_mutually_exclusive_group()
+    database.add_argument("--data-dir", type=Path, help="directory of the embedded PostgreSQL (QUEEN_DATA_DIR)")
+    database.add_argument(
+        "--database-url",
+        help="a PostgreSQL of your own instead, postgresql://… (QUEEN_DATABASE_URL, or PG_HOST and so on)",
+    )
+
+
+def settings_from(arguments: argparse.Namespace) -> Settings:
+    """The settings that flags and environment give; logs are set up, and what cannot be honoured is said."""
+    names = set(Settings.__struct_fields__)
+    flags = {name: value for name, value in vars(arguments).items() if name in names}
+    if flags.get("database_url") is not None:
+        flags["database_url"] = Secret(flags["database_url"])
+    settings, notes = load_settings(flags=flags)
+    logs.configure(settings.log_level, logs.resolve_format(settings.log_format))
+    for note in notes:
+        log.warning(note)
+    return settings
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Serve until stopped. Returns the exit code."""
+    settings = settings_from(arguments)
+    if not settings.insecure and not is_loopback(settings.host):
+        log.warning(
+            "anyone who can reach this port can read and write every queue: no authentication is set up",
+            host=settings.host,
+            silence="--insecure",
+        )
+    return run_supervisor(settings, app=arguments.app, announce=lambda line: print(line, flush=True))
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach that address."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -1,0 +1,256 @@
+"""Where settings come from: defaults < environment < flags, read once at start; and how a worker is handed them.
+
+The names and defaults of the environment are the wire contract's; what the values mean stands in settings.py.
+An integer that cannot be read means the default, a boolean is true only as ``true``, an unknown variable is ignored.
+"""
+
+from __future__ import annotations
+
+import os
+import ssl
+import string
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import quote, urlencode
+
+import msgspec
+
+from queen.config.settings import Secret, Settings
+from queen.errors import StartupError
+from queen.model.queue import QueueOptions
+
+Parser = Callable[[str], Any]
+
+
+class Unusable(ValueError):
+    """A value that cannot be read; the default is taken in its place."""
+
+
+def _integer(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise Unusable(text) from None
+
+
+def _natural(text: str) -> int:
+    value = _integer(text)
+    if value < 0:
+        raise Unusable(text)
+    return value
+
+
+def _positive(text: str) -> int:
+    value = _integer(text)
+    if value < 1:
+        raise Unusable(text)
+    return value
+
+
+def _milliseconds(text: str) -> float:
+    return _natural(text) / 1000
+
+
+def _interval(text: str) -> float:
+    return _positive(text) / 1000  # a loop with no pause is never what was meant
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        raise Unusable(text) from None
+    if not 0 <= value < 1e9:  # also refuses nan and inf
+        raise Unusable(text)
+    return value
+
+
+def _boolean(text: str) -> bool:
+    return text.strip().lower() == "true"
+
+
+def _level(text: str) -> str:
+    level = {"warning": "warn"}.get(text.strip().lower(), text.strip().lower())
+    if level not in LOG_LEVELS:
+        raise Unusable(text)
+    return level
+
+
+def _format(text: str) -> str:
+    return "json" if text.strip().lower() == "json" else "console"
+
+
+def _subscription_mode(text: str) -> str:
+    if text not in ("", "all", "new", "new-only"):
+        raise Unusable(text)
+    return text
+
+
+def _path(text: str) -> Path:
+    return Path(text).expanduser()
+
+
+def _encryption_key(text: str) -> Secret:
+    if len(text) != 64 or not set(text) <= set(string.hexdigits):
+        raise Unusable("QUEEN_ENCRYPTION_KEY is not 64 hexadecimal characters")
+    return Secret(text)
+
+
+LOG_LEVELS: Final = ("debug", "info", "warn", "error")
+
+# Environment name → field and parser. Of two names of one field the later row wins.
+ENVIRONMENT: Final[dict[str, tuple[str, Parser]]] = {
+    "HOST": ("host", str),
+    "PORT": ("port", _integer),
+    "NUM_WORKERS": ("workers", _integer),
+    "QUEEN_WORKERS": ("workers", _integer),
+    "WORKER_ID": ("worker_id", str),
+    "QUEEN_INSECURE": ("insecure", _boolean),
+    "QUEEN_DATABASE_URL": ("database_url", Secret),
+    "QUEEN_DATA_DIR": ("data_dir", _path),
+    "DB_POOL_SIZE": ("db_pool_size", _positive),
+    "DB_CONNECTION_TIMEOUT": ("db_connect_timeout_seconds", _interval),
+    "DB_STATEMENT_TIMEOUT": ("db_statement_timeout_seconds", _milliseconds),
+    "DB_LOCK_TIMEOUT": ("db_lock_timeout_seconds", _milliseconds),
+    "QUEEN_DB_STATEMENT_CACHE": ("db_statement_cache", _boolean),
+    "QUEEN_BUCKETS": ("buckets", _positive),
+    "MAX_BODY_SIZE": ("max_body_bytes", _positive),
+    "DEFAULT_TIMEOUT": ("default_timeout_seconds", _milliseconds),
+    "MAX_TIMEOUT": ("max_timeout_seconds", _milliseconds),
+    "DEFAULT_BATCH_SIZE": ("default_batch", _positive),
+    "DEFAULT_SUBSCRIPTION_MODE": ("default_subscription_mode", _subscription_mode),
+    "QUEEN_ENCRYPTION_KEY": ("encryption_key", _encryption_key),
+    "RETENTION_INTERVAL": ("retention_interval_seconds", _interval),
+    "RETENTION_BATCH_SIZE": ("retention_batch", _positive),
+    "EVICTION_INTERVAL": ("eviction_interval_seconds", _interval),
+    "QUEEN_GRACE_SECONDS": ("grace_seconds", _seconds),
+    "LOG_LEVEL": ("log_level", _level),
+    "LOG_FORMAT": ("log_format", _format),
+}
+
+QUEUE_ENVIRONMENT: Final[dict[str, tuple[str, Parser]]] = {
+    "DEFAULT_LEASE_TIME": ("lease_seconds", _natural),
+    "DEFAULT_RETRY_LIMIT": ("retry_limit", _natural),
+    "DEFAULT_RETRY_DELAY": ("retry_delay_ms", _natural),
+    "DEFAULT_MAX_SIZE": ("max_size", _natural),
+    "DEFAULT_TTL": ("ttl_seconds", _natural),
+    "DEFAULT_PRIORITY": ("priority", _integer),
+    "DEFAULT_DELAYED_PROCESSING": ("delayed_processing_seconds", _natural),
+    "DEFAULT_WINDOW_BUFFER": ("window_buffer_seconds", _natural),
+    "DEFAULT_DLQ_ENABLED": ("dead_letter_queue", _boolean),
+    "DEFAULT_DLQ_AFTER_MAX_RETRIES": ("dlq_after_max_retries", _boolean),
+    "DEFAULT_RETENTION_SECONDS": ("retention_seconds", _natural),
+    "DEFAULT_COMPLETED_RETENTION_SECONDS": ("completed_retention_seconds", _natural),
+    "DEFAULT_RETENTION_ENABLED": ("retention_enabled", _boolean),
+    "DEFAULT_MAX_WAIT_TIME_SECONDS": ("max_wait_time_seconds", _natural),
+}
+
+PG_NAMES: Final = ("PG_HOST", "PG_PORT", "PG_DB", "PG_USER", "PG_PASSWORD")
+
+
+def load_settings(
+    environ: Mapping[str, str] | None = None, flags: Mapping[str, object] | None = None
+) -> tuple[Settings, list[str]]:
+    """Settings from the environment (``os.environ`` unless given) and from flags; and what to tell the operator.
+
+    Args:
+        flags: field name → value; None is a flag that was not given. Flags win over the environment.
+
+    Returns:
+        The settings, and one sentence for each value that was set but cannot be honoured.
+
+    Raises:
+        StartupError: a value that no default can stand in for, such as a port out of range.
+    """
+    environ = os.environ if environ is None else environ
+    notes: list[str] = []
+    values = _read(environ, ENVIRONMENT, notes)
+    options = _read(environ, QUEUE_ENVIRONMENT, notes)
+    if "database_url" not in values and any(environ.get(name) for name in PG_NAMES):
+        values["database_url"] = Secret(postgres_url(environ))
+    given = {name: value for name, value in (flags or {}).items() if value is not None}
+    if "data_dir" in given and "database_url" not in given:
+        values.pop("database_url", None)  # asked for on the command line: the embedded PostgreSQL, whatever PG_* says
+    settings = Settings(queue_defaults=QueueOptions(**options), **(values | given))
+    _check(settings)
+    return settings, notes
+
+
+def _read(environ: Mapping[str, str], names: Mapping[str, tuple[str, Parser]], notes: list[str]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for name, (field, parse) in names.items():
+        text = environ.get(name, "")
+        if not text:
+            continue  # set but empty is how shells and compose files say "not set"
+        try:
+            values[field] = parse(text)
+        except Unusable:
+            # The value stays out of the sentence: it may be a secret in the wrong place.
+            notes.append(
+                "QUEEN_ENCRYPTION_KEY is not 64 hexadecimal characters: encryption is off"
+                if parse is _encryption_key
+                else f"{name} cannot be read: its default is used"
+            )
+    return values
+
+
+def _check(settings: Settings) -> None:
+    if not 0 <= settings.port <= 65535:
+        raise StartupError(f"port {settings.port} does not exist: give one from 1 to 65535, or 0 for any free one")
+    if not 1 <= settings.workers <= 1024:
+        raise StartupError(f"{settings.workers} workers cannot be run: give a number from 1 to 1024")
+    if settings.database_url is not None:
+        scheme = settings.database_url.reveal().partition("://")[0]
+        if scheme not in ("postgresql", "postgres"):
+            raise StartupError("the database URL must begin with postgresql://")
+
+
+def postgres_url(environ: Mapping[str, str]) -> str:
+    """The URL that PG_HOST, PG_PORT, PG_DB, PG_USER, PG_PASSWORD and PG_USE_SSL describe, with their defaults."""
+
+    def part(name: str, default: str) -> str:
+        return quote(environ.get(name) or default, safe="")
+
+    host, port = environ.get("PG_HOST") or "localhost", environ.get("PG_PORT") or "5432"
+    query: dict[str, str] = {}
+    if host.startswith("/"):  # a directory with a unix socket
+        query = {"host": host, "port": port}
+        location = ""
+    else:
+        location = f"{'[' + host + ']' if ':' in host else host}:{port}"
+    if _boolean(environ.get("PG_USE_SSL", "")):
+        if environ.get("PG_SSL_REJECT_UNAUTHORIZED", "true").strip().lower() == "true":
+            query["sslmode"] = "verify-full"
+            authorities = ssl.get_default_verify_paths().cafile
+            if authorities is not None:
+                query["sslrootcert"] = authorities
+        else:
+            query["sslmode"] = "require"
+    who = f"{part('PG_USER', 'postgres')}:{part('PG_PASSWORD', 'postgres')}"
+    url = f"postgresql://{who}@{location}/{part('PG_DB', 'postgres')}"
+    return f"{url}?{urlencode(query)}" if query else url
+
+
+def encode_settings(settings: Settings) -> bytes:
+    """One line of JSON with the secrets in clear: for the private channel to a worker, never for a log or argv."""
+    return msgspec.json.encode(settings, enc_hook=_encode_hook)
+
+
+def decode_settings(line: bytes | msgspec.Raw) -> Settings:
+    """The inverse of ``encode_settings``."""
+    return msgspec.json.decode(line, type=Settings, dec_hook=_decode_hook)
+
+
+def _encode_hook(value: object) -> object:
+    if isinstance(value, Secret):
+        return value.reveal()
+    if isinstance(value, Path):
+        return str(value)
+    raise NotImplementedError(f"settings hold no {type(value).__name__}")
+
+
+def _decode_hook(wanted: type, value: object) -> object:
+    if wanted in (Secret, Path) and isinstance(value, str):
+        return wanted(value)
+    raise NotImplementedError(f"settings hold no {wanted.__name__}")

@@ -1,0 +1,86 @@
+"""Logs: one line an event, to standard error; the standard library's logging takes the same way.
+
+JSON when standard error is no terminal, else lines for people. Nothing here decides what is worth saying.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import Final
+
+import structlog
+from structlog.typing import EventDict, Processor, WrappedLogger
+
+LEVELS: Final = {"debug": logging.DEBUG, "info": logging.INFO, "warn": logging.WARNING, "error": logging.ERROR}
+
+
+def resolve_format(wanted: str) -> str:
+    """``json`` or ``console``; an empty ``wanted`` asks the terminal."""
+    return wanted or ("console" if sys.stderr.isatty() else "json")
+
+
+def configure(level: str, line_format: str, **bound: object) -> None:
+    """Set up this process's logs, once.
+
+    Args:
+        level: ``debug``, ``info``, ``warn`` or ``error``.
+        line_format: ``json`` or ``console``.
+        bound: what every line of this process carries, such as its slot.
+    """
+
+    def bind(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+        return {**bound, **event}
+
+    shared: list[Processor] = [
+        structlog.contextvars.merge_contextvars,
+        bind,
+        structlog.stdlib.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.StackInfoRenderer(),
+    ]
+    last: list[Processor]
+    if line_format == "json":
+        last = [structlog.processors.format_exc_info, head_first, structlog.processors.JSONRenderer(default=str)]
+    else:
+        last = [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
+    formatter = structlog.stdlib.ProcessorFormatter(
+        foreign_pre_chain=shared,
+        processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *last],
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(formatter)
+    root = logging.getLogger()
+    root.handlers = [handler]
+    root.setLevel(LEVELS[level])
+    # One warning and above is news about our server; its information lines repeat what the supervisor says.
+    logging.getLogger("hypercorn.error").setLevel(logging.WARNING)
+    logging.captureWarnings(True)
+    structlog.configure(
+        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.make_filtering_bound_logger(LEVELS[level]),
+        cache_logger_on_first_use=True,
+    )
+
+
+def head_first(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    """Time, level and event before the rest, where the eye looks for them in a JSON line."""
+    return {name: event[name] for name in ("timestamp", "level", "event") if name in event} | event
+
+
+def relay(line: bytes, line_format: str, *, child: str, pid: int, **tags: object) -> None:
+    """Pass on a line that a child process wrote, so that it says whose it is.
+
+    A JSON line of ours carries its tags already. What an interpreter or a library wrote past the logs is wrapped.
+    """
+    if line_format == "json" and line.startswith(b'{"'):
+        sys.stderr.write(line.decode(errors="replace") + "\n")
+        sys.stderr.flush()
+    elif line_format == "json":
+        structlog.get_logger("queen.supervisor").info(
+            "output", child=child, pid=pid, line=line.decode(errors="replace"), **tags
+        )
+    else:
+        sys.stderr.write(f"[{child} {pid}] {line.decode(errors='replace')}\n")
+        sys.stderr.flush()

@@ -1,0 +1,231 @@
+"""One worker process, the composition root: settings in, logs up, the app built and served, all closed in reverse.
+
+What the app decides about messages is not here, nor how the process is started and watched (supervisor.py).
+
+    import the app ──Start──▶ open it (lifespan) ──Ready──▶ serve ──Drain or end of channel──▶ finish ──▶ exit 0
+                                  └── Failed, exit 3
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+import structlog
+import trio
+from hypercorn.app_wrappers import ASGIWrapper
+from hypercorn.config import Config, Sockets
+from hypercorn.trio.run import worker_serve
+from hypercorn.typing import ASGIFramework, ASGIReceiveCallable, ASGISendCallable, ASGISendEvent, Scope
+from hypercorn.utils import LifespanFailureError
+
+from queen.config.settings import Settings
+from queen.config.sources import decode_settings
+from queen.control import ControlChannel, Drain, Failed, Heartbeat, Ready, Start
+from queen.errors import StartupError
+from queen.observability import logs
+
+log = structlog.get_logger(__name__)
+
+CRASHED: Final = 1
+NEVER_SERVED: Final = 3  # the supervisor does not take this for a crash
+
+HEARTBEAT_SECONDS: Final = 1.0
+HARD_EXIT_MARGIN_SECONDS: Final = 1.0  # past the grace, and before the supervisor's own margin runs out
+ORPHAN_GRACE_SECONDS: Final = 0.5  # with the margin below: gone within a second of the supervisor
+ORPHAN_MARGIN_SECONDS: Final = 0.4
+
+STARTUP_SECONDS: Final = 600.0  # migrations of a large database run in here, and other workers wait for them
+KEEP_ALIVE_SECONDS: Final = 75.0  # longer than the 60 s that proxies keep an idle connection
+MAX_HEADER_BYTES: Final = 64 * 1024
+
+
+class Watched:
+    """The app, between it and the server: counts requests and notices how its lifespan ends.
+
+    The server goes on serving when an app's lifespan ends in an error; ours has closed its storage by then.
+    """
+
+    def __init__(self, app: ASGIFramework, stop: Callable[[], None]) -> None:
+        self.requests = 0
+        self.startup_failure: str | None = None
+        self.crash: BaseException | None = None
+        self._app = app
+        self._stop = stop
+
+    async def __call__(self, scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
+        if scope["type"] != "lifespan":
+            self.requests += 1
+            await self._app(scope, receive, send)
+            return
+
+        async def note_failure(message: ASGISendEvent) -> None:
+            if message["type"] == "lifespan.startup.failed":
+                self.startup_failure = message.get("message") or "the application gave no reason"
+            await send(message)
+
+        try:
+            await self._app(scope, receive, note_failure)
+        except (LifespanFailureError, trio.Cancelled):
+            raise
+        except BaseException as error:
+            if self.startup_failure is None:
+                self.crash = error
+            self._stop()
+            raise
+
+
+class Worker:
+    """A worker that has been told to start: it serves ``listener`` until it is told to drain."""
+
+    def __init__(self, app: Any, settings: Settings, listener: socket.socket, channel: ControlChannel) -> None:
+        self._app = app
+        self._settings = settings
+        self._listener = listener
+        self._channel = channel
+        self._stop = trio.Event()
+        self._watched = Watched(app, self._stop.set)
+        self._config = server_config(settings)
+
+    async def run(self) -> int:
+        """Serve. Returns the exit code."""
+        try:
+            async with trio.open_nursery() as nursery:
+                await nursery.start(self._watch_signals)
+                nursery.start_soon(self._hear_supervisor)
+                nursery.start_soon(self._serve, nursery)
+        except* LifespanFailureError:
+            pass  # said below
+        if self._watched.startup_failure is not None:
+            await self._channel.send(Failed(error=self._watched.startup_failure))
+            return NEVER_SERVED
+        if self._watched.crash is not None:
+            log.error("the application ended in an error", exc_info=self._watched.crash)
+            return CRASHED
+        return 0
+
+    async def _serve(self, nursery: trio.Nursery) -> None:
+        async with trio.open_nursery() as serving:
+            await serving.start(
+                partial(
+                    worker_serve,
+                    ASGIWrapper(self._watched),
+                    self._config,
+                    sockets=Sockets([], [self._listener], []),
+                    shutdown_trigger=self._stop.wait,
+                )
+            )
+            await self._channel.send(Ready())
+            nursery.start_soon(self._beat)
+        nursery.cancel_scope.cancel()
+
+    async def _beat(self) -> None:
+        state = getattr(self._app, "extensions", {}).get("queen")
+        due = trio.current_time()
+        while True:
+            due += HEARTBEAT_SECONDS
+            await trio.sleep_until(due)
+            lag_seconds = trio.current_time() - due
+            due += lag_seconds  # a stall is reported once, not made up for by beats in a row
+            await self._channel.send(
+                Heartbeat(
+                    loop_lag_ms=round(lag_seconds * 1000, 1),
+                    rss_bytes=rss_bytes(),
+                    requests=self._watched.requests,
+                    pushed=getattr(state, "pushed", 0),
+                    popped=getattr(state, "popped", 0),
+                    acked=getattr(state, "acked", 0),
+                )
+            )
+
+    async def _hear_supervisor(self) -> None:
+        async for message in self._channel.messages():
+            if isinstance(message, Drain):
+                self._drain(self._settings.grace_seconds, HARD_EXIT_MARGIN_SECONDS, "asked to")
+        self._drain(ORPHAN_GRACE_SECONDS, ORPHAN_MARGIN_SECONDS, "the supervisor is gone")
+
+    async def _watch_signals(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+            task_status.started()
+            async for number in signals:
+                self._drain(self._settings.grace_seconds, HARD_EXIT_MARGIN_SECONDS, signal.Signals(number).name)
+
+    def _drain(self, grace_seconds: float, margin_seconds: float, why: str) -> None:
+        """Take nothing new, let what is begun finish, and be gone by a deadline that no stuck client can move."""
+        log.info("draining", why=why, grace_seconds=grace_seconds)
+        exit_by(grace_seconds + margin_seconds)
+        self._config.graceful_timeout = grace_seconds
+        state = getattr(self._app, "extensions", {}).get("queen")
+        if state is not None:
+            state.begin_drain()  # parked polls end now, with nothing
+        self._stop.set()
+
+
+def rss_bytes() -> int:
+    """Memory this process holds now. /proc answers from memory, so it does not block."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def exit_by(seconds: float) -> None:
+    """End the process then, whatever its loop is doing: a send to a client that does not read is shielded for ever."""
+    timer = threading.Timer(seconds, os._exit, (CRASHED,))
+    timer.daemon = True
+    timer.start()
+
+
+def server_config(settings: Settings) -> Config:
+    """How hypercorn is to serve."""
+    config = Config()
+    config.accesslog = None
+    config.errorlog = logging.getLogger("hypercorn.error")
+    config.include_server_header = False
+    config.graceful_timeout = settings.grace_seconds
+    config.startup_timeout = STARTUP_SECONDS
+    config.shutdown_timeout = settings.grace_seconds
+    config.keep_alive_timeout = KEEP_ALIVE_SECONDS
+    config.keep_alive_max_requests = sys.maxsize  # a producer's connection is used for as long as it likes
+    config.h11_max_incomplete_size = MAX_HEADER_BYTES
+    return config
+
+
+async def run_worker(control: socket.socket, listener: socket.socket, factory: Callable[[Settings], Any]) -> int:
+    """Wait to be told to start, then serve. Returns the exit code."""
+    async with ControlChannel(control) as channel:
+        start = await anext(channel.messages(), None)
+        if not isinstance(start, Start):
+            return 0  # drained, or orphaned, before there was anything to do
+        settings = decode_settings(start.settings)
+        logs.configure(settings.log_level, settings.log_format, slot=start.slot, pid=os.getpid())
+        try:
+            app = factory(settings)
+        except StartupError as error:
+            await channel.send(Failed(error=error.detail))
+            return NEVER_SERVED
+        return await Worker(app, settings, listener, channel).run()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="One worker process; the supervisor starts it.")
+    parser.add_argument("--control-fd", type=int, required=True)
+    parser.add_argument("--listen-fd", type=int, required=True)
+    parser.add_argument("--app", required=True)
+    arguments = parser.parse_args()
+    # Imported while the supervisor still makes the database ready.
+    module, _, name = arguments.app.partition(":")
+    factory = getattr(importlib.import_module(module), name)
+    control, listener = (socket.socket(fileno=fd) for fd in (arguments.control_fd, arguments.listen_fd))
+    sys.exit(trio.run(run_worker, control, listener, factory))
+
+
+if __name__ == "__main__":
+    main()
