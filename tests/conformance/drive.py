@@ -51,7 +51,6 @@ class Suite:
     environment: dict[str, str]
     output: Path = field(init=False)
     process: subprocess.Popen[bytes] | None = None
-    seconds: float = 0.0
     code: int | None = None
 
     def start(self) -> None:
@@ -215,7 +214,6 @@ def run_suites(suites: list[Suite]) -> None:
                 suite.process.kill()
                 suite.process.wait()
                 suite.code = None
-            suite.seconds = time.monotonic() - begun
             print(f"\n──── {suite.name} " + "─" * max(0, 100 - len(suite.name)), flush=True)
             sys.stdout.write(suite.output.read_text(errors="replace"))
             if suite.code is None:
@@ -240,7 +238,7 @@ def main(argv: list[str]) -> int:
     options, arguments = parse(argv)
     clients = dict(entry.split("=", 1) for entry in options.client)
     counts = options.workers or [1, 2]
-    outcome: list[tuple[int, str, str, float, bool]] = []
+    outcome: list[tuple[int, str, str, bool]] = []
     for workers in counts:
         # the system's own temporary directory: reachable for the unprivileged user that PostgreSQL runs as under root
         scratch = Path(tempfile.mkdtemp(prefix="queen-conformance-"))
@@ -252,20 +250,20 @@ def main(argv: list[str]) -> int:
             with running_server(workers, scratch) as url:
                 suites = suites_for(url, workers, clients, scratch, workers == max(counts), arguments)
                 run_suites(suites)
-            outcome.append((workers, "the server itself", "started, stopped cleanly, no errors in its log", 0.0, True))
+            outcome.append((workers, "the server itself", "started, stopped cleanly, no errors in its log", True))
         except ServerError as error:
             print(f"\n{error}", flush=True)
-            outcome.append((workers, "the server itself", str(error).splitlines()[0], 0.0, False))
+            outcome.append((workers, "the server itself", str(error).splitlines()[0], False))
             options.keep = True
         for suite in suites:
             # 5: nothing matched, which is no failure when the caller narrowed the choice with -k
             passed = suite.code == 0 or (suite.code == 5 and bool(arguments))
-            outcome.append((workers, suite.name, suite.closing_line(), suite.seconds, passed))
+            outcome.append((workers, suite.name, suite.closing_line(), passed))
         if not options.keep:
             shutil.rmtree(scratch, ignore_errors=True)
     print("\n════ conformance")
-    for workers, name, line, seconds, passed in outcome:
-        print(f"{'ok  ' if passed else 'FAIL'} {workers} worker(s)  {name:<18} {seconds:6.1f} s  {line}")
+    for workers, name, line, passed in outcome:
+        print(f"{'ok  ' if passed else 'FAIL'} {workers} worker(s)  {name:<18} {line}")
     return 0 if outcome and all(passed for *_, passed in outcome) else 1
 
 

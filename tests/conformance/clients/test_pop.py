@@ -156,15 +156,26 @@ async def test_a_message_says_where_it_is_from(broker: Broker) -> None:
     assert (message["consumerGroup"], message["retryCount"]) == ("readers", 0)
 
 
-async def test_names_with_blanks_slashes_and_signs(broker: Broker) -> None:
-    """Clients put names into the path of a pop as they are; only what HTTP cannot carry is escaped on the way."""
-    name = await broker.create("/eu west@1")
+async def test_names_with_blanks_and_signs(broker: Broker) -> None:
+    """Clients put names into the path of a pop as they are; what HTTP cannot carry, their HTTP library escapes."""
+    name = await broker.create(".eu west@1+é")
 
-    await broker.client.queue(name).partition("a/b c").push([{"data": 1}])
+    await broker.client.queue(name).partition("a@b c.d+é").push([{"data": 1}])
     await broker.client.queue(name).push([{"data": 2}])
 
-    assert data(await broker.pop(name, partition="a/b c")) == [1]
+    assert data(await broker.pop(name, partition="a@b c.d+é")) == [1]
     assert data(await broker.pop(name)) == [2]
+
+
+async def test_a_name_with_a_slash_is_reached_by_its_escape(broker: Broker) -> None:
+    """Plain HTTP: the clients send the slash as it is, and then it separates."""
+    name = await broker.create()
+    await broker.client.queue(name).partition("eu/1").push([{"data": 1}])
+
+    answer = await broker.http.get(f"/api/v1/pop/queue/{name}/partition/eu%2F1")
+
+    assert data(answer.json()["messages"]) == [1]
+    assert answer.json()["partition"] == "eu/1"
 
 
 @pytest.mark.skipif(not IS_2, reason="0.15 has no way to ask for it from Python: its auto_ack is never sent by pop()")
