@@ -415,9 +415,10 @@ async def run_cell(cell: Cell, workers: int, runs: int, seconds: float) -> list[
     rows: list[Row] = []
     with trio.fail_after(CELL_SECONDS):
         async with open_server(workers) as server:
-            warm = PushBodies(server.url, "warm-up", batch=cell.batch if cell.kind != "big" else 1000)
-            await load.push(server.url, warm, batch=min(cell.batch, 1000), connections=10, seconds=WARM_UP_SECONDS)
-            await load.pop(server.url, "warm-up", batch=1000, connections=10, seconds=WARM_UP_SECONDS)
+            batch = min(cell.batch, 1000)
+            warm = PushBodies(server.url, "warm-up", batch=batch)
+            await load.push(server.url, warm, batch=batch, connections=10, seconds=WARM_UP_SECONDS)
+            await load.pop(server.url, "warm-up", batch=batch, connections=10, seconds=WARM_UP_SECONDS)
             for run in range(runs):
                 rows += await RUNNERS[cell.kind](cell, server, f"bench-{run}", seconds)
     return rows
@@ -505,24 +506,24 @@ def print_baselines(figures: dict[str, baselines.Figures]) -> None:
 
 
 def print_ratios(report: Report) -> None:
-    """Ours over the plain way, where both were measured."""
-    rows = report.baselines.get("rows")
-    bare = report.baselines.get("hypercorn")
-    if rows is None or bare is None:
-        return
-    print("\nratios to the baselines (they travel between machines, rates do not):")
-    against: list[tuple[str, str, str, float]] = [
-        ("push-1000", "push", "one row per message, COPY of 1,000", rows["copy_1000_per_second"]),
-        ("push-1", "push", "one row per transaction", rows["insert_1_per_second"]),
-        ("push-1", "push", "bare hypercorn, one process", bare["push_1_per_second"]),
-        ("push-1000", "push", "bare hypercorn, one process", bare["push_1000_per_second"]),
-        ("pop-1000", "pop", "bare hypercorn, one process", bare["pop_1000_per_second"]),
+    """Ours over the plain way, and what ids cost, where both were measured."""
+    rates = {(f["cell"], f["verb"], f["workers"]): float(str(f["rate"])) for f in report.summary()}
+    rows, bare = report.baselines.get("rows", {}), report.baselines.get("hypercorn", {})
+    against = [
+        ("push-1000", "push", "one row per message, COPY of 1,000", rows.get("copy_1000_per_second")),
+        ("push-1", "push", "one row per transaction", rows.get("insert_1_per_second")),
+        ("push-1", "push", "bare hypercorn, one process", bare.get("push_1_per_second")),
+        ("push-1000", "push", "bare hypercorn, one process", bare.get("push_1000_per_second")),
+        ("pop-1000", "pop", "bare hypercorn, one process", bare.get("pop_1000_per_second")),
     ]
-    for figures in report.summary():
-        for cell, verb, what, baseline in against:
-            if (figures["cell"], figures["verb"]) == (cell, verb):
-                ratio = float(str(figures["rate"])) / baseline
-                print(f"  {cell:<10} {figures['workers']} workers: {ratio:6.2f} times {what} ({baseline:,.0f}/s)")
+    print("\nratios (they travel between machines, rates do not):")
+    for (cell, verb, workers), rate in rates.items():
+        for its_cell, its_verb, what, baseline in against:
+            if (cell, verb) == (its_cell, its_verb) and baseline is not None:
+                print(f"  {cell:<12} {workers} workers: {rate / baseline:6.2f} times {what} ({baseline:,.0f}/s)")
+        plain = rates.get(("push-100", "push", workers))
+        if cell in ("push-100-v7", "push-100-v4") and plain is not None:
+            print(f"  {cell:<12} {workers} workers: {rate / plain:6.2f} times push-100 without ids")
 
 
 def print_comparison(report: Report, path: Path) -> None:
