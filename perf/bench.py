@@ -590,17 +590,26 @@ async def bench(report: Report, plan: Sequence[tuple[Cell, int]], arguments: arg
         print_baselines(report.baselines)
     print("\n" + header(), flush=True)
     for cell, workers in plan:
+        part = Report(meta={})
         try:
-            rows = await run_cell(cell, workers, arguments.runs, arguments.seconds)
-        except (CheckFailed, ServerFailed, trio.TooSlowError) as error:
-            sentence = f"{cell.name} on {workers} workers: {error or 'took too long'}"
-            report.failures.append(sentence)
-            print(f"FAILED {sentence}", flush=True)
-            continue
-        report.rows += rows
-        part = Report(meta={}, rows=rows)
+            part.rows = await run_cell(cell, workers, arguments.runs, arguments.seconds)
+        except* (CheckFailed, ServerFailed, trio.TooSlowError) as group:
+            # The server lives in a nursery around the run, so an error comes in a group; it is one all the same.
+            error = leaf(group)
+            part.failures.append(f"{cell.name} on {workers} workers: {str(error) or 'took too long'}")
+        report.rows += part.rows
+        report.failures += part.failures
         for figures in part.summary():
             print(line(figures), flush=True)
+        for failure in part.failures:
+            print(f"FAILED {failure}", flush=True)
+
+
+def leaf(error: BaseException) -> BaseException:
+    """The first single error of nested groups."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
 
 
 def chosen(arguments: argparse.Namespace, fail: Callable[[str], object]) -> list[tuple[Cell, int]]:

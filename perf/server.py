@@ -203,7 +203,7 @@ def find_postgres(supervisor_pid: int, directory: Path) -> tuple[int, Database]:
     raise ServerFailed(f"no PostgreSQL of process {supervisor_pid} found under {directory}")
 
 
-def tail(log: Path, lines: int = 30) -> str:
+def tail(log: Path, lines: int = 12) -> str:
     """The end of a log."""
     return "\n".join(log.read_text(errors="replace").splitlines()[-lines:])
 
