@@ -1,1 +1,39 @@
-"""HTTP: read a request, call the engine once, write the answer."""
+"""HTTP: read, call the engine once, write. Every route of the server stands in ``ROUTES``.
+
+A part of a path in angle brackets is one segment, still percent-encoded when it is matched and decoded once after,
+so that ``%2F`` is a slash inside a name. A raw slash always separates segments: a name with a slash in it must come
+encoded, otherwise the path means something else or nothing. An empty segment is the empty name, which is legal.
+"""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+from queen.routes import ack, health, leases, pop, push, queues, transactions
+from queen.routes.call import Handler
+
+
+class Route(NamedTuple):
+    """``probe``: also answers HEAD, and must be served while everything else may be refused."""
+
+    method: str
+    path: str
+    handler: Handler
+    probe: bool = False
+
+
+ROUTES: Final = (
+    Route("POST", "/api/v1/configure", queues.configure),
+    Route("POST", "/api/v1/push", push.push),
+    Route("GET", "/api/v1/pop/queue/<queue>", pop.pop),
+    Route("GET", "/api/v1/pop/queue/<queue>/partition/<partition>", pop.pop),
+    Route("GET", "/api/v1/pop", pop.pop),
+    Route("POST", "/api/v1/ack", ack.ack),
+    Route("POST", "/api/v1/ack/batch", ack.ack_batch),
+    Route("POST", "/api/v1/transaction", transactions.transact),
+    Route("POST", "/api/v1/lease/<lease_id>/extend", leases.extend),
+    Route("DELETE", "/api/v1/resources/queues/<queue>", queues.delete),
+    Route("GET", "/health", health.health, probe=True),
+    Route("GET", "/livez", health.livez, probe=True),
+    Route("GET", "/readyz", health.readyz, probe=True),
+)

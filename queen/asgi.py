@@ -1,0 +1,21 @@
+"""``hypercorn -k trio queen.asgi:app``: the server as an ASGI application, configured by the environment.
+
+To mount it in an application of your own, or to give it other settings, use ``queen.app.create_app``. There is no
+embedded PostgreSQL and no supervisor here; ``queen-trio run`` has both.
+"""
+
+from __future__ import annotations
+
+import structlog
+
+from queen.app import create_app
+from queen.config.sources import load_settings
+from queen.observability import logs
+
+settings, notes = load_settings()
+if not structlog.is_configured():
+    logs.configure(settings.log_level, logs.resolve_format(settings.log_format))
+for note in notes:
+    structlog.get_logger("queen.asgi").warning("setting not honoured", reason=note)
+
+app = create_app(settings)

@@ -1,0 +1,90 @@
+"""What a handler is given and what it answers: Context, Call, Answer. Nothing here knows which server runs it.
+
+A handler is ``async (Context, Call) -> Answer``: bytes and parameters in, one engine call, bytes out. app.py serves
+handlers through Quart; any other way in front of them only has to make a Call and send an Answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from typing import NamedTuple
+from urllib.parse import parse_qsl
+
+import msgspec
+
+from queen.config.settings import Settings
+from queen.engine.engine import Engine
+from queen.errors import InvalidRequest
+from queen.streaming.delivery import Delivery
+
+
+class Counters(msgspec.Struct):
+    """What this process has done since it started. Only grows; read it through ``Service.statistics``."""
+
+    requests: int = 0
+    failed_requests: int = 0  # answered with 5xx
+    pushed: int = 0  # messages stored, without duplicates
+    popped: int = 0  # messages whose answer has begun
+    acked: int = 0  # acknowledgements that succeeded
+    streamed_answers: int = 0  # answers that left in chunks
+    backpressure_waits: int = 0  # times a streamed answer waited for its client
+
+
+class Context(msgspec.Struct):
+    """What all handlers of one application share. ``draining`` turns true once and stays."""
+
+    engine: Engine
+    settings: Settings
+    counters: Counters
+    started_at: float  # trio.current_time() when the engine was open
+    draining: bool = False
+
+
+class Call:
+    """One request, as a handler sees it.
+
+    ``parameters`` are the parts of the path, decoded once. A handler that has popped something puts it into
+    ``delivery`` at once: whoever serves the call gives it back unless the answer that carries it has begun.
+    ``facts`` go into the log line of the request: names and counts, never a payload. ``patient``: taking long is
+    what the client asked for.
+    """
+
+    __slots__ = ("body", "delivery", "facts", "parameters", "patient", "producer_sub", "query")
+
+    def __init__(
+        self,
+        *,
+        parameters: Mapping[str, str] | None = None,
+        query: bytes = b"",
+        body: bytes = b"",
+        producer_sub: str | None = None,
+    ) -> None:
+        self.parameters = parameters or {}
+        self.query = parse_query(query) if query else {}
+        self.body = body
+        self.producer_sub = producer_sub
+        self.delivery: Delivery | None = None
+        self.facts: dict[str, object] = {}
+        self.patient = False
+
+
+class Answer(NamedTuple):
+    """A status and a JSON body. ``body`` None: 204. A Delivery streams itself, or is whole when it is small."""
+
+    status: int
+    body: bytes | Delivery | None
+
+
+Handler = Callable[[Context, Call], Awaitable[Answer]]
+
+
+def parse_query(query: bytes) -> dict[str, str]:
+    """The query parameters, the last of a name winning. ``+`` is a space here, as in every form.
+
+    Raises:
+        InvalidRequest: an escape in it is not UTF-8.
+    """
+    try:
+        return dict(parse_qsl(query.decode("ascii"), keep_blank_values=True, errors="strict"))
+    except (UnicodeDecodeError, ValueError):
+        raise InvalidRequest("the query string must be percent-encoded UTF-8") from None

@@ -1,0 +1,49 @@
+"""GET /health, /livez, /readyz: is this process fit to serve. They wait for no lock of storage and need no login."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+import trio
+
+from queen._version import __version__
+from queen.config.settings import Settings
+from queen.routes.call import Answer, Call, Context
+from queen.routes.wire import write_health, write_liveness, write_readiness
+
+HEALTH_SECONDS: Final = 2.0
+"""Longest a health answer may take: half of the shortest probe timeout in common use leaves room for a busy loop."""
+
+
+async def health(context: Context, call: Call) -> Answer:
+    connected = await _is_connected(context)
+    uptime_seconds = trio.current_time() - context.started_at
+    return Answer(
+        200 if connected else 503,
+        write_health(connected, _worker_number(context.settings), __version__, uptime_seconds),
+    )
+
+
+async def livez(context: Context, call: Call) -> Answer:
+    """This process answers. Says nothing about the database: restarting us would not mend it."""
+    return Answer(200, write_liveness())
+
+
+async def readyz(context: Context, call: Call) -> Answer:
+    """Send requests here, or do not: the database answers and this process is not shutting down."""
+    connected = await _is_connected(context)
+    ready = connected and not context.draining
+    return Answer(200 if ready else 503, write_readiness(connected, context.draining))
+
+
+async def _is_connected(context: Context) -> bool:
+    with trio.move_on_after(HEALTH_SECONDS):
+        return await context.engine.health()
+    return False
+
+
+def _worker_number(settings: Settings) -> int:
+    """The number at the end of the worker's name; the wire wants an integer."""
+    number = re.search(r"[0-9]+$", settings.worker_id)
+    return int(number[0]) if number else 0
