@@ -299,11 +299,11 @@ class Lifespan(TrioASGILifespan):
 class QueenApp(QuartTrio):
     """See ``create_app``."""
 
-    asgi_http_class = Connection
+    asgi_http_class = Connection  # type: ignore[assignment]  # it serves a QueenApp only
     asgi_lifespan_class = Lifespan
     request_class = Request
     response_class = Answered
-    session_interface = NoSessions()
+    session_interface = NoSessions()  # type: ignore[assignment]  # Quart types the default, not the interface
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(__name__, static_folder=None)
@@ -348,7 +348,8 @@ class QueenApp(QuartTrio):
     async def _read_body(self, request: Request) -> bytes:
         with request.body_scope:
             try:
-                return await request.body
+                body: bytes = await request.body
+                return body
             except RequestEntityTooLarge:
                 raise RequestTooLarge from None
         raise RequestTimeout
@@ -440,7 +441,7 @@ def problem_of(error: Exception, path: str) -> Problem:
 
 
 def _current_request() -> Request:
-    return cast("Request", quart.request._get_current_object())  # type: ignore[attr-defined]
+    return cast("Request", quart.request._get_current_object())
 
 
 def _log_request(request: Request, status: int | None, seconds: float) -> None:
@@ -459,7 +460,7 @@ def _log_request(request: Request, status: int | None, seconds: float) -> None:
         method=request.method,
         path=request.path,
         status=status,
-        code=request.error_code,
         duration_seconds=round(seconds, 6),
         **facts,
+        **({} if request.error_code is None else {"code": request.error_code}),
     )

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from queen.model.message import Ack
 from queen.routes.call import Answer, Call, Context
-from queen.routes.wire import read_ack, read_ack_batch, write_acks
+from queen.routes.wire.ack import read_ack, read_ack_batch, write_acks
 
 
 async def ack(context: Context, call: Call) -> Answer:

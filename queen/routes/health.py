@@ -10,7 +10,7 @@ import trio
 from queen._version import __version__
 from queen.config.settings import Settings
 from queen.routes.call import Answer, Call, Context
-from queen.routes.wire import write_health, write_liveness, write_readiness
+from queen.routes.wire.queue import write_health, write_liveness, write_readiness
 
 HEALTH_SECONDS: Final = 2.0
 """Longest a health answer may take: half of the shortest probe timeout in common use leaves room for a busy loop."""

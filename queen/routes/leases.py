@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from queen.routes.call import Answer, Call, Context
-from queen.routes.wire import read_extension, write_extension
+from queen.routes.wire.queue import read_extension, write_extension
 
 
 async def extend(context: Context, call: Call) -> Answer:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from queen.routes.call import Answer, Call, Context
-from queen.routes.wire import read_pop, write_batch
+from queen.routes.wire.pop import read_pop, write_batch
 from queen.streaming.delivery import Delivery
 
 NOTHING = Answer(204, None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from queen.routes.call import Answer, Call, Context
-from queen.routes.wire import read_push, write_push
+from queen.routes.wire.push import read_push, write_push
 
 
 async def push(context: Context, call: Call) -> Answer:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from queen.routes.call import Answer, Call, Context
-from queen.routes.wire import check_name, read_configure, write_configured, write_deleted
+from queen.routes.wire.body import check_name
+from queen.routes.wire.queue import read_configure, write_configured, write_deleted
 
 
 async def configure(context: Context, call: Call) -> Answer:

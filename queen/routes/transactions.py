@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from queen.model.message import AckResult
 from queen.routes.call import Answer, Call, Context
-from queen.routes.wire import read_transaction, write_refused_transaction, write_transaction
+from queen.routes.wire.transaction import read_transaction, write_refused_transaction, write_transaction
 
 
 async def transact(context: Context, call: Call) -> Answer:

@@ -1,0 +1,137 @@
+"""What every reader and writer of the wire needs: bodies, members left raw, names, text, time."""
+
+from __future__ import annotations
+
+import codecs
+import re
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Final, TypeVar
+
+import msgspec
+
+from queen.errors import InvalidRequest
+from queen.model.queue import MAX_NAME_LENGTH
+
+T = TypeVar("T")
+
+INT32_MAX: Final = 2**31 - 1
+INT32_MIN: Final = -(2**31)
+
+NULL: Final = msgspec.Raw(b"null")
+
+
+def encode_text(text: str) -> str:
+    """``text`` as a JSON string, quotes included."""
+    return msgspec.json.encode(text).decode()
+
+
+def check_name(name: str, what: str) -> str:
+    """Refuse a name that PostgreSQL cannot hold. Returns it."""
+    if len(name) > MAX_NAME_LENGTH:
+        raise InvalidRequest(f"{what} must be at most {MAX_NAME_LENGTH} characters long, not {len(name)}")
+    if "\0" in name:
+        raise InvalidRequest(f"{what} must not contain the NUL character")
+    return name
+
+
+def text_or_null(text: str | None) -> str:
+    return "null" if text is None else encode_text(text)
+
+
+_NEEDS_ESCAPE: Final = re.compile(r"[^ !#-\[\]-~]").search
+"""Finds what does not stand for itself inside a JSON string of ASCII text."""
+
+
+def text_encoder(texts: Sequence[str]) -> Callable[[str], str]:
+    """How to put these texts between quotes: as they are if none needs escaping, which one search tells."""
+    if _NEEDS_ESCAPE("".join(texts)) is None:
+        return str
+    return lambda text: encode_text(text)[1:-1]
+
+
+def format_time(moment: datetime) -> str:
+    """RFC 3339 in UTC with six fraction digits: ``ts6`` of the contract."""
+    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+def _check_utf8(body: bytes) -> None:
+    """msgspec checks the strings it builds; a payload that stays raw is checked here, once for the whole body."""
+    if body.isascii():
+        return
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    view = memoryview(body)
+    try:
+        for start in range(0, len(body), 1024 * 1024):  # piece by piece: decoded whole, 100 MB take up to 400 MB
+            decoder.decode(view[start : start + 1024 * 1024])
+        decoder.decode(b"", final=True)
+    except UnicodeDecodeError as error:
+        raise InvalidRequest(f"Invalid JSON: the body is not UTF-8 ({error.reason})") from None
+
+
+def decode_body(body: bytes, decoder: msgspec.json.Decoder[T], otherwise: Callable[[bytes], T]) -> T:
+    """Decode a body; where it is JSON but of another shape, ``otherwise`` has the last word on it."""
+    if not body:
+        raise InvalidRequest("Empty request body")
+    _check_utf8(body)
+    try:
+        try:
+            return decoder.decode(body)
+        except msgspec.ValidationError:
+            return otherwise(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise InvalidRequest(f"Invalid JSON: {error}") from None
+
+
+RAW_OBJECT: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_RAW_ARRAY: Final = msgspec.json.Decoder(list[msgspec.Raw])
+_TEXT: Final = msgspec.json.Decoder(str)
+_SCALAR: Final = msgspec.json.Decoder()
+
+
+def begins(raw: msgspec.Raw | None, *openings: bytes) -> bool:
+    """True when ``raw`` is a JSON value of a kind: its first byte tells, ``"`` for a string, ``[``, ``{``, ``n``."""
+    return raw is not None and bytes(memoryview(raw)[:1]) in openings
+
+
+def is_null(raw: msgspec.Raw | None) -> bool:
+    """Absent is null: nowhere in the contract is there a difference."""
+    return raw is None or begins(raw, b"n")
+
+
+def is_text(raw: msgspec.Raw | None, *, or_null: bool = False) -> bool:
+    return begins(raw, b'"') or (or_null and is_null(raw))
+
+
+def text_of(fields: Mapping[str, msgspec.Raw], name: str) -> str | None:
+    """A member known to be a string, or null, or absent."""
+    raw = fields.get(name)
+    return None if raw is None or is_null(raw) else _TEXT.decode(raw)
+
+
+def fields_of(raw: bytes | msgspec.Raw) -> dict[str, msgspec.Raw]:
+    """The members of a JSON object, unread. Raises msgspec.ValidationError when it is something else."""
+    return RAW_OBJECT.decode(raw)
+
+
+def scalar_of(raw: msgspec.Raw | None) -> object:
+    """A number or a boolean; None for anything larger, which is not built."""
+    return None if raw is None or begins(raw, b"{", b"[", b'"') else _SCALAR.decode(raw)
+
+
+def body_fields(body: bytes) -> dict[str, msgspec.Raw]:
+    """The members of a whole body. Raises InvalidRequest when it is no object."""
+    try:
+        return fields_of(body)
+    except msgspec.ValidationError:
+        raise InvalidRequest("Request body must be a JSON object") from None
+
+
+def objects_of(raw: msgspec.Raw | None, when_no_array: str, when_no_object: str) -> list[msgspec.Raw]:
+    """The elements of an array of objects, unread."""
+    if raw is None or not begins(raw, b"["):
+        raise InvalidRequest(when_no_array)
+    elements = _RAW_ARRAY.decode(raw)
+    if not all(begins(element, b"{") for element in elements):
+        raise InvalidRequest(when_no_object)
+    return elements

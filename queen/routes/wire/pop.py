@@ -1,0 +1,149 @@
+"""Pop: the parameters of a request, and the answer as it is read from segments."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncGenerator, Iterator, Mapping
+from contextlib import AsyncExitStack
+from datetime import UTC, datetime
+from typing import Final
+
+from queen.config.settings import Settings
+from queen.errors import InvalidRequest
+from queen.model.message import Batch, PopRequest, SegmentSlice
+from queen.model.queue import QUEUE_MODE, StartFrom, StartMode
+from queen.routes.wire.body import INT32_MAX, INT32_MIN, check_name, encode_text, format_time
+from queen.streaming.delivery import Part
+
+AUTOPILOT_BATCH: Final = 200
+"""Batch of a pop that leaves it to the server with ``autopilot=true`` (contract/v2-additions.md §10)."""
+
+SPLICE_BYTES: Final = 16 * 1024
+"""Stored bytes made into answer bytes at a time: with what is added to each message, about one chunk of 64 KiB."""
+
+_INTEGER: Final = re.compile(r"[+-]?[0-9]{1,18}").fullmatch
+_SPACE_FOR_PLUS: Final = re.compile(r"(?:(?<=:[0-9]{2})|(?<=[0-9]{3})) (?=[0-9]{2}:?[0-9]{2}$)")
+"""Where an unescaped "+02:00" at the end of a time has arrived as " 02:00"."""
+
+
+def read_boolean(query: Mapping[str, str], name: str) -> bool:
+    return query.get(name) in ("true", "1")
+
+
+def read_integer(query: Mapping[str, str], name: str, default: int) -> int:
+    """An integer kept within 32 bits; anything that is none means the default."""
+    text = query.get(name, "").strip()
+    return max(INT32_MIN, min(int(text), INT32_MAX)) if _INTEGER(text) else default
+
+
+def read_pop(parameters: Mapping[str, str], query: Mapping[str, str], settings: Settings) -> PopRequest:
+    """A pop, from the path and the query.
+
+    Raises:
+        InvalidRequest: a name that cannot be, or nothing said about where to pop from.
+    """
+    queue, partition = parameters.get("queue"), parameters.get("partition")
+    namespace, task = query.get("namespace") or None, query.get("task") or None
+    if queue is None and namespace is None and task is None:
+        raise InvalidRequest("namespace or task is required")
+    group = query.get("consumerGroup") or query.get("consumer_group") or QUEUE_MODE
+    for name, what in (
+        (queue, "queue"),
+        (partition, "partition"),
+        (namespace, "namespace"),
+        (task, "task"),
+        (group, "consumerGroup"),
+    ):
+        if name is not None:
+            check_name(name, what)
+    timeout_seconds: float | None = None
+    if read_boolean(query, "wait"):
+        timeout_seconds = read_integer(query, "timeout", round(settings.default_timeout_seconds * 1000)) / 1000
+        if settings.max_timeout_seconds is not None:
+            timeout_seconds = min(timeout_seconds, settings.max_timeout_seconds)
+    default_batch = AUTOPILOT_BATCH if read_boolean(query, "autopilot") else settings.default_batch
+    return PopRequest(
+        queue=queue,
+        partition=partition,
+        namespace=namespace if queue is None else None,
+        task=task if queue is None else None,
+        group=group,
+        batch=max(1, read_integer(query, "batch", default_batch)),
+        partitions=1 if partition is not None else max(1, read_integer(query, "partitions", 1)),
+        auto_ack=read_boolean(query, "autoAck"),
+        timeout_seconds=timeout_seconds if timeout_seconds is not None and timeout_seconds > 0 else None,
+        start=_read_start(query, settings.default_subscription_mode),
+    )
+
+
+def _read_start(query: Mapping[str, str], default_mode: str) -> StartFrom:
+    start = query.get("subscriptionFrom", "")
+    if start == "now":
+        return StartFrom(StartMode.NEW)
+    mode = query.get("subscriptionMode") or default_mode
+    at = _read_time(start) or _read_time(mode)
+    if at is not None:
+        return StartFrom(StartMode.FROM, at)
+    return StartFrom(StartMode.NEW if mode in ("new", "new-only") else StartMode.ALL)
+
+
+def _read_time(text: str) -> datetime | None:
+    """An ISO 8601 time, UTC unless it says otherwise; None for anything else."""
+    if not text[:4].isdigit():
+        return None
+    try:
+        moment = datetime.fromisoformat(_SPACE_FOR_PLUS.sub("+", text))
+        return (moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)).astimezone(UTC)
+    except (ValueError, OverflowError):
+        return None
+
+
+async def write_batch(batch: Batch) -> AsyncGenerator[Part]:
+    """The answer to a pop, piece by piece as the batch is read: the envelope, the messages, the end."""
+    first = batch.claims[0]
+    lease_id = "" if batch.lease_id is None else str(batch.lease_id)
+    group = encode_text(batch.group)
+    yield Part(
+        f'{{"success":true,"queue":{encode_text(first.queue)},"partition":{encode_text(first.partition)},'
+        f'"partitionId":"{first.partition_id}","leaseId":"{lease_id}","consumerGroup":{group},'
+        f'"partitionsClaimed":{len(batch.claims)},"messages":['.encode(),
+        0,
+    )
+    separator = b""
+    slices = batch.slices()
+    async with AsyncExitStack() as stack:
+        if isinstance(slices, AsyncGenerator):
+            stack.push_async_callback(slices.aclose)
+        async for piece in slices:
+            for part in _splice(piece, lease_id, group):
+                yield Part(separator + part.data, part.messages)
+                separator = b","
+    yield Part(b"]}", 0)
+
+
+def _splice(piece: SegmentSlice, lease_id: str, group: str) -> Iterator[Part]:
+    """The messages of a slice as JSON objects joined by commas, without reading them.
+
+    A stored line lacks what all messages of its segment share; one ``replace`` of the line ends puts that between
+    any two of them.
+    """
+    claim = piece.claim
+    prefix = piece.id_prefix.encode()
+    head = b'{"id":"' + prefix
+    tail = (
+        f',"createdAt":"{format_time(piece.created_at)}","queue":{encode_text(claim.queue)},'
+        f'"partition":{encode_text(claim.partition)},"partitionId":"{claim.partition_id}","leaseId":"{lease_id}",'
+        f'"consumerGroup":{group},"retryCount":{claim.retry_count},"deliveryAttempt":{claim.attempt}}}'
+    ).encode()
+    between = tail + b"," + head
+    lines = piece.lines
+    start = 0
+    while start < len(lines):
+        end = len(lines) if len(lines) - start <= SPLICE_BYTES else lines.find(b"\n", start + SPLICE_BYTES)
+        if end < 0:
+            end = len(lines)
+        block = lines[start:end]
+        start = end + 1
+        if piece.minted:
+            block = block.replace(b"\0", prefix)
+        yield Part(head + block.replace(b"\n", between) + tail, block.count(b"\n") + 1)

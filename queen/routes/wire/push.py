@@ -1,0 +1,146 @@
+"""Push: the items of a request, and what became of each."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Final
+from uuid import UUID
+
+import msgspec
+
+from queen.errors import InvalidRequest
+from queen.model.message import NewMessage, PushResult
+from queen.model.queue import DEFAULT_PARTITION
+from queen.routes.wire.body import (
+    NULL,
+    body_fields,
+    check_name,
+    decode_body,
+    encode_text,
+    fields_of,
+    is_text,
+    objects_of,
+    text_encoder,
+    text_of,
+)
+
+
+class PushItem(msgspec.Struct, gc=False):
+    """One message of a push body; it is a NewMessage as it stands."""
+
+    queue: str
+    partition: str = DEFAULT_PARTITION
+    raw: msgspec.Raw = msgspec.field(name="payload", default=NULL)
+    transaction_id: str | None = msgspec.field(name="transactionId", default=None)
+    trace_id: str | None = msgspec.field(name="traceId", default=None)
+
+    @property
+    def payload(self) -> bytes:
+        return bytes(self.raw)
+
+
+class _PushBody(msgspec.Struct):
+    items: list[PushItem]
+
+
+PUSH: Final = msgspec.json.Decoder(_PushBody)
+
+_CANONICAL_UUID: Final = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}").fullmatch
+
+
+def read_push(body: bytes) -> list[PushItem]:
+    """The messages of a push request, checked.
+
+    Raises:
+        InvalidRequest: with the contract's sentence; nothing of the request may be applied.
+    """
+    items = decode_body(body, PUSH, read_loose_push).items
+    finish_items(items, newlines=b"\n" in body)
+    return items
+
+
+def read_loose_push(body: bytes) -> _PushBody:
+    elements = objects_of(body_fields(body).get("items"), "items array is required", "Each item must be a JSON object")
+    return _PushBody([read_loose_item(fields_of(element)) for element in elements])
+
+
+def read_loose_item(fields: Mapping[str, msgspec.Raw]) -> PushItem:
+    """One item that may have nulls where a default stands, or be wrong."""
+    if not is_text(fields.get("queue")):
+        raise InvalidRequest("Queue must be a string")
+    for name, sentence in (
+        ("partition", "Partition must be a string"),
+        ("transactionId", "TransactionId must be a string"),
+        ("traceId", "TraceId must be a string"),
+    ):
+        if not is_text(fields.get(name), or_null=True):
+            raise InvalidRequest(sentence)
+    return PushItem(
+        queue=text_of(fields, "queue") or "",
+        partition=DEFAULT_PARTITION if (partition := text_of(fields, "partition")) is None else partition,
+        raw=fields.get("payload", NULL),
+        transaction_id=text_of(fields, "transactionId"),
+        trace_id=text_of(fields, "traceId"),
+    )
+
+
+def finish_items(items: Sequence[PushItem], *, newlines: bool) -> None:
+    """Check names, turn ``""`` into absent, bring trace ids into their one form, take newlines out of payloads."""
+    for name in {item.queue for item in items}:
+        check_name(name, "queue")
+    for name in {item.partition for item in items}:
+        check_name(name, "partition")
+    for item in items:
+        if item.transaction_id == "":
+            item.transaction_id = None
+        if item.trace_id is not None:
+            item.trace_id = _read_trace_id(item.trace_id)
+        if newlines:
+            # Only whitespace between tokens can hold a raw newline; a stored envelope ends at the first one.
+            item.raw = msgspec.Raw(msgspec.json.format(bytes(item.raw), indent=-1))
+
+
+def _read_trace_id(text: str) -> str | None:
+    if not text:
+        return None
+    if _CANONICAL_UUID(text):
+        return text
+    try:
+        return str(UUID(text))
+    except ValueError:
+        raise InvalidRequest("TraceId must be a UUID") from None
+
+
+def write_push(messages: Sequence[NewMessage], results: Sequence[PushResult]) -> bytes:
+    """The answer to a push: one element for each message, in order."""
+    encode = text_encoder([result.transaction_id for result in results])
+    tails: dict[tuple[str, str, str], str] = {}
+    elements = []
+    for index, (message, result) in enumerate(zip(messages, results, strict=True)):
+        transaction_id, message_id, partition_id, duplicate = result
+        lane = (message.queue, message.partition, partition_id)
+        tail = tails.get(lane)
+        if tail is None:
+            tail = tails[lane] = _lane(*lane)
+        if encode is not str:
+            transaction_id = encode(transaction_id)
+        if duplicate:
+            status, trace_id = "duplicate", "null"  # of the stored message it is not known here
+        else:
+            status, trace_id = "queued", "null" if message.trace_id is None else f'"{message.trace_id}"'
+        elements.append(
+            f'{{"index":{index},"transaction_id":"{transaction_id}","status":"{status}","message_id":"{message_id}",'
+            f'"trace_id":{trace_id},"transactionId":"{transaction_id}","messageId":"{message_id}"{tail}'
+        )
+    body = ",".join(elements)
+    return f"[{body}]".encode()
+
+
+def _lane(queue: str, partition: str, partition_id: str) -> str:
+    """The end of a push result, which all results of one partition share."""
+    queue, partition = encode_text(queue), encode_text(partition)
+    return (
+        f',"partition_id":"{partition_id}","partitionId":"{partition_id}",'
+        f'"queueName":{queue},"queue":{queue},"partition":{partition}}}'
+    )
