@@ -469,7 +469,7 @@ async def _stop_orphan(data: Path) -> None:
 
 
 def _runs_here(pid: int, data: Path) -> bool | None:
-    """Whether that process is this cluster's postmaster; None if it is some postmaster and they cannot be told apart."""
+    """Whether that process is this cluster's postmaster; None if it is some postmaster, of which cannot be told."""
     try:
         return Path(os.readlink(f"/proc/{pid}/cwd")) == data.resolve()  # a postmaster works in its cluster
     except FileNotFoundError:

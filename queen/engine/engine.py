@@ -1,0 +1,447 @@
+"""The broker: one method per verb. What it decides is when to write, whom to wake and how long to wait.
+
+What must hold about messages, cursors and leases is decided in storage, under its locks; HTTP is not known here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager
+from datetime import datetime
+from typing import Final
+from uuid import UUID, uuid4
+
+import structlog
+import trio
+
+from queen.config.settings import Settings
+from queen.engine.batcher import Batcher
+from queen.engine.housekeeping import run_housekeeping
+from queen.engine.wakeups import Lot, Topic, Wakeups, hints_of
+from queen.errors import QueenError
+from queen.model.message import (
+    Ack,
+    AckResult,
+    ClaimedPartition,
+    LeaseExtension,
+    NewMessage,
+    PopRequest,
+    PushResult,
+    SegmentSlice,
+    TransactionResult,
+)
+from queen.model.queue import DEFAULT_PARTITION, QUEUE_MODE, Queue, QueueOptions, StartFrom, StartMode
+from queen.storage.acks import DeadLetter, Released
+from queen.storage.claims import ClaimOutcome, ClaimRequest
+from queen.storage.ids import partition_id_of
+from queen.storage.pushes import PushRequest, Woken
+from queen.storage.store import Store, open_store
+
+PUSH_WEIGHT: Final = 16 * 1024 * 1024
+"""Bytes of one write of pushes: bounds its memory and how long its partitions stay locked."""
+
+MESSAGE_WEIGHT: Final = 256
+"""What a message counts beside its payload: at most 65,536 in one write."""
+
+MAX_WAITING: Final = 20_000
+"""Requests that may wait for one kind of write. Each is a client's open connection; more than that cannot be served
+before its client gives up."""
+
+_SWEEP_SECONDS: Final = 1.0
+"""How often lost hints are looked for: the contract's worst case for a wake-up."""
+
+_LOOK_AGAIN_SECONDS: Final = 0.02
+"""When something is ready but another call holds it: about the time of a commit."""
+
+_NOTIFY_PAUSE_SECONDS: Final = 0.002
+"""Least time between two notifications of this worker: under load they are folded, an idle one goes at once."""
+
+_GIVE_BACK_SECONDS: Final = 5.0
+
+log = structlog.get_logger("queen.engine")
+
+
+class LeasedBatch:
+    """What a pop took; see :class:`queen.model.message.Batch`."""
+
+    def __init__(self, engine: Engine, outcome: ClaimOutcome, group: str, lease_id: UUID | None) -> None:
+        self._engine = engine
+        self._outcome = outcome
+        self.group = group
+        self.lease_id = lease_id
+
+    @property
+    def claims(self) -> tuple[ClaimedPartition, ...]:
+        return tuple(self._outcome.claims)
+
+    @property
+    def message_count(self) -> int:
+        return sum(claim.end - claim.first for claim in self._outcome.claims)
+
+    def slices(self) -> AsyncIterator[SegmentSlice]:
+        return self._engine.store.claims.slices(self._outcome)
+
+    async def give_back(self) -> None:
+        await self._engine.give_back(self._outcome, self.group, self.lease_id)
+
+
+class Engine:
+    """The verbs. Open it with :func:`open_engine`."""
+
+    def __init__(self, store: Store, settings: Settings) -> None:
+        self.store = store
+        self._settings = settings
+        self._wakeups = Wakeups()
+        self._draining = False
+        self._to_tell: set[str] = set()
+        self._news = trio.Event()
+        self._returns: list[tuple[ClaimOutcome, str, UUID | None]] = []
+        self._returned = trio.Event()
+        self._pushes: Batcher[PushRequest, list[PushResult]] = Batcher(
+            "push", self._write_pushes, writers=2, max_weight=PUSH_WEIGHT, max_waiting=MAX_WAITING
+        )
+        self._acks: Batcher[Sequence[Ack], list[AckResult]] = Batcher(
+            "ack", self._write_acks, writers=2, max_weight=20_000, max_waiting=MAX_WAITING
+        )
+        self._claims: Batcher[ClaimRequest, ClaimOutcome] = Batcher(
+            "pop",
+            store.claims.claim,
+            writers=2,
+            max_weight=64,
+            max_waiting=MAX_WAITING,
+            abandoned=self._abandon,
+        )
+        store.catalogue.changed = self._queue_changed
+        store.notifications.on_keys = lambda hints: self._heard(hints)
+        store.notifications.on_gap = self._wakeups.tell_all
+
+    # -- queues ---------------------------------------------------------------------------------------------------
+
+    async def configure(self, name: str, namespace: str, task: str, options: QueueOptions) -> tuple[Queue, UUID]:
+        """Create a queue or replace all its options. Returns it and the id of its Default partition."""
+        queue = await self.store.catalogue.configure(name, namespace, task, options)
+        return queue, partition_id_of(queue.queue_id, DEFAULT_PARTITION)
+
+    async def delete_queue(self, name: str) -> bool:
+        """Delete a queue and all that is in it. True if it existed."""
+        return await self.store.catalogue.delete(name)
+
+    # -- push -----------------------------------------------------------------------------------------------------
+
+    async def push(self, messages: Sequence[NewMessage], producer_sub: str | None) -> list[PushResult]:
+        """Store the messages, all or none; durable when this returns. Duplicates are told, not stored."""
+        if not messages:
+            return []
+        weight = MESSAGE_WEIGHT * len(messages) + sum(len(message.payload) for message in messages)
+        return await self._pushes.submit(PushRequest(messages, producer_sub), weight)
+
+    async def _write_pushes(self, requests: Sequence[PushRequest]) -> list[list[PushResult]]:
+        results, woken = await self.store.pushes.push(requests)
+        self._tell_woken(woken)
+        return results
+
+    # -- pop ------------------------------------------------------------------------------------------------------
+
+    async def pop(self, request: PopRequest) -> LeasedBatch | None:
+        """Take messages, waiting for some until the timeout. None: there are none.
+
+        A caller that is cancelled owns nothing: what was claimed for it goes back.
+        """
+        deadline = trio.current_time() + (request.timeout_seconds or 0)
+        topic = Topic(request.group, request.queue, request.partition, request.namespace, request.task)
+        since: datetime | None = None
+        with self._wakeups.visit(topic) as lot:
+            while True:
+                seen = lot.signals
+                queues = await self._queues_for(request)
+                if not queues and since is None and request.start.mode is StartMode.NEW:
+                    since = await self.store.now()
+                batch, due = await self._claim(request, queues, since)
+                if batch is not None:
+                    lot.wake(1)  # there may be more
+                    return batch
+                if self._draining or trio.current_time() >= deadline:
+                    return None
+                if lot.signals != seen:
+                    continue
+                if due is not None:
+                    self._wakeups.set_timer(lot, max(due, _LOOK_AGAIN_SECONDS))
+                with trio.move_on_at(deadline):
+                    await lot.park()
+                if self._draining:
+                    return None
+
+    async def _queues_for(self, request: PopRequest) -> list[Queue]:
+        if request.queue is None:
+            return await self.store.catalogue.labelled(request.namespace, request.task)
+        queue = self.store.catalogue.cached(request.queue) or await self.store.catalogue.find(request.queue)
+        return [queue] if queue else []
+
+    async def _claim(
+        self, request: PopRequest, queues: list[Queue], since: datetime | None
+    ) -> tuple[LeasedBatch | None, float | None]:
+        """One look: a batch, or in how many seconds another look is worth it."""
+        group = request.group
+        start = StartFrom() if group == QUEUE_MODE else request.start
+        catalogue = self.store.catalogue
+        known = [
+            queue
+            for queue in queues
+            if catalogue.is_registered(queue.queue_id, group) or await catalogue.register(queue, group, start, since)
+        ]
+        due: float | None = None
+        if len(known) > 1:
+            known, due = await self._ready_first(known, group)
+        if not known:
+            return None, due
+        lease_id = None if request.auto_ack else uuid4()
+        outcome = await self._claims.submit(
+            ClaimRequest(
+                queues=tuple(known),
+                group=group,
+                partition_id=partition_id_of(known[0].queue_id, request.partition) if request.partition else None,
+                batch=request.batch,
+                partitions=1 if request.partition else request.partitions,
+                lease_id=lease_id,
+            )
+        )
+        if outcome.claims:
+            return LeasedBatch(self, outcome, group, lease_id), None
+        if outcome.unregistered:
+            for queue in outcome.unregistered:
+                catalogue.forget(queue.name)
+                catalogue.forget_group(queue.queue_id, group)
+            return None, 0.0  # the group or the queue went away under us: look again soon
+        return None, outcome.due_seconds
+
+    async def _ready_first(self, queues: list[Queue], group: str) -> tuple[list[Queue], float | None]:
+        """Of several queues those with something ready, by priority, then by who has waited longest; and when the next
+        of the others is due."""
+        dues = await self.store.claims.ready([(queue.queue_id, group) for queue in queues])
+        ready = sorted(
+            (place for place, due in dues.items() if due <= 0), key=lambda at: (-queues[at].options.priority, dues[at])
+        )
+        return [queues[place] for place in ready], min((due for due in dues.values() if due > 0), default=None)
+
+    def _abandon(self, request: ClaimRequest, outcome: ClaimOutcome) -> None:
+        """The pop that asked is gone: its claims go back."""
+        if outcome.claims:
+            self._returns.append((outcome, request.group, request.lease_id))
+            self._returned.set()
+
+    async def give_back(self, outcome: ClaimOutcome, group: str, lease_id: UUID | None) -> None:
+        """Undo a claim of which nothing reached its consumer, and tell who waits."""
+        await self.store.claims.give_back(outcome, group, lease_id)
+        self._tell_released([Released(claim.queue, group, claim.partition) for claim in outcome.claims])
+
+    async def _run_returns(self) -> None:
+        while True:
+            while not self._returns:
+                self._returned = trio.Event()
+                await self._returned.wait()
+            outcome, group, lease_id = self._returns.pop()
+            with trio.move_on_after(_GIVE_BACK_SECONDS, shield=True):  # drain must not keep the lease from its owner
+                try:
+                    await self.give_back(outcome, group, lease_id)
+                except QueenError as error:
+                    log.warning("undelivered batch not given back, its lease will expire", error=str(error))
+
+    # -- ack ------------------------------------------------------------------------------------------------------
+
+    async def ack(self, acks: Sequence[Ack]) -> list[AckResult]:
+        """Apply one request's acks in order; a verdict for each."""
+        if not acks:
+            return []
+        return await self._acks.submit(acks, len(acks))
+
+    async def _write_acks(self, requests: Sequence[Sequence[Ack]]) -> list[list[AckResult]]:
+        results, released = await self.store.acks.ack(requests)
+        self._tell_released(released)
+        return results
+
+    async def extend_lease(self, lease_id: str, seconds: int) -> LeaseExtension:
+        """Give a live lease at least ``seconds`` from now."""
+        return await self.store.acks.extend(lease_id, seconds)
+
+    async def transact(
+        self,
+        operations: Sequence[Sequence[NewMessage] | Ack],
+        required_leases: Sequence[str],
+        producer_sub: str | None,
+    ) -> TransactionResult:
+        """Pushes and acks in one commit, or nothing and the reason."""
+        transaction_id = str(uuid4())
+        lent = required_leases[0] if len(required_leases) == 1 else None
+        acks = [
+            _with_lease(operation, lent) if operation.lease_id is None and lent else operation
+            for operation in operations
+            if isinstance(operation, Ack)
+        ]
+        messages = [message for operation in operations if not isinstance(operation, Ack) for message in operation]
+        flush = self.store.pushes.flush_of([PushRequest(messages, producer_sub)])
+        error, pushed, acked, woken, released = await self.store.acks.transact(flush, acks, required_leases)
+        if error is not None:
+            return TransactionResult(transaction_id=transaction_id, error=error)
+        self._tell_woken(woken)
+        self._tell_released(released)
+        pushed_results, ack_results = iter(pushed), iter(acked)
+        results: list[PushResult | AckResult] = []
+        for operation in operations:
+            if isinstance(operation, Ack):
+                results.append(next(ack_results))
+            else:
+                results.extend(next(pushed_results) for _ in operation)
+        return TransactionResult(transaction_id=transaction_id, results=tuple(results))
+
+    async def dead_letters(
+        self,
+        *,
+        queue: str | None = None,
+        partition: str | None = None,
+        group: str | None = None,
+        failed_from: datetime | None = None,
+        failed_to: datetime | None = None,
+        limit: int = 100,
+        offset: int = 0,
+    ) -> tuple[int, list[DeadLetter]]:
+        """How many dead letters match, and a page of them, newest failure first."""
+        return await self.store.acks.dead_letters(
+            queue=queue,
+            partition=partition,
+            group=group,
+            failed_from=failed_from,
+            failed_to=failed_to,
+            limit=limit,
+            offset=offset,
+        )
+
+    # -- news -----------------------------------------------------------------------------------------------------
+
+    def _tell_woken(self, woken: Iterable[Woken]) -> None:
+        for news in woken:
+            hints = hints_of(news.queue, news.group)
+            if news.due_seconds > 0:
+                self._wakeups.tell_at(hints, news.due_seconds, news.partition)
+                self._tell_others(hints)
+            elif not self._wakeups.tell(hints, 1, news.partition):
+                self._tell_others(hints)
+
+    def _tell_released(self, released: Iterable[Released]) -> None:
+        for news in released:
+            queue = self.store.catalogue.cached(news.queue)
+            if queue is not None:
+                hints = hints_of(queue, news.group)
+                if not self._wakeups.tell(hints, 1, news.partition):
+                    self._tell_others(hints)
+
+    def _queue_changed(self, queue: Queue) -> None:
+        """Born or configured: everybody who waits for it looks again."""
+        hints = hints_of(queue, "")
+        self._wakeups.tell(hints, MAX_WAITING)
+        self._tell_others(hints)
+
+    def _tell_others(self, hints: Iterable[str]) -> None:
+        self._to_tell.update(hints)
+        self._news.set()
+
+    def _heard(self, hints: Sequence[str]) -> None:
+        """Another worker tells: one pop a topic looks, and goes on waking while it finds something."""
+        self._wakeups.tell(hints, 1)
+
+    async def _run_notifier(self) -> None:
+        while True:
+            await self._news.wait()
+            self._news = trio.Event()
+            hints, self._to_tell = self._to_tell, set()
+            try:
+                await self.store.notifications.send(sorted(hints))
+            except QueenError as error:
+                log.debug("hints not sent, the others will find out by themselves", error=str(error))
+            await trio.sleep(_NOTIFY_PAUSE_SECONDS)
+
+    async def _run_sweep(self) -> None:
+        """Find what lost hints would have told. One query for all topics in which somebody waits."""
+        while True:
+            await trio.sleep(_SWEEP_SECONDS)
+            lots = self._wakeups.parked()
+            if lots:
+                try:
+                    await self._sweep(lots)
+                except QueenError as error:
+                    log.debug("sweep failed, will try again", error=str(error))
+
+    async def _sweep(self, lots: Sequence[Lot]) -> None:
+        pairs: list[tuple[UUID, str]] = []
+        asked: list[Lot] = []
+        for lot in lots:
+            queue = self.store.catalogue.cached(lot.topic.queue) if lot.topic.queue is not None else None
+            if queue is None:
+                lot.wake(1)  # a queue that was not there, or one of several: only a look can tell
+            else:
+                pairs.append((queue.queue_id, lot.topic.group))
+                asked.append(lot)
+        if not pairs:
+            return
+        dues = await self.store.claims.ready(pairs)
+        for place, due in dues.items():
+            if due <= 0:
+                asked[place].wake(1)
+            else:
+                self._wakeups.set_timer(asked[place], due)
+
+    # -- life -----------------------------------------------------------------------------------------------------
+
+    async def health(self) -> bool:
+        """Whether PostgreSQL answers."""
+        return await self.store.is_healthy()
+
+    def begin_drain(self) -> None:
+        """Parked pops end now, with nothing; nobody parks any more. May be called again."""
+        self._draining = True
+        self._wakeups.tell_all()
+
+    def statistics(self) -> dict[str, int]:
+        """Gauges: parked pops, requests waiting per verb, connections."""
+        return {
+            "parked": self._wakeups.parked_count,
+            "waiting_pushes": self._pushes.statistics().waiting,
+            "waiting_pops": self._claims.statistics().waiting,
+            "waiting_acks": self._acks.statistics().waiting,
+            **{f"connections_{name}": value for name, value in self.store.statistics().items()},
+        }
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Everything that runs in the background, until cancelled."""
+        async with trio.open_nursery() as tasks:
+            for batcher in (self._pushes, self._acks, self._claims):
+                await tasks.start(batcher.run)
+            tasks.start_soon(self._wakeups.run_timers)
+            tasks.start_soon(self._run_notifier)
+            tasks.start_soon(self._run_sweep)
+            tasks.start_soon(self._run_returns)
+            tasks.start_soon(run_housekeeping, self.store, self._settings)
+            task_status.started()
+
+
+def _with_lease(ack: Ack, lease_id: str) -> Ack:
+    return Ack(
+        transaction_id=ack.transaction_id,
+        partition_id=ack.partition_id,
+        status=ack.status,
+        group=ack.group,
+        lease_id=lease_id,
+        error=ack.error,
+    )
+
+
+@asynccontextmanager
+async def open_engine(settings: Settings) -> AsyncIterator[Engine]:
+    """Open storage and the engine's tasks; close them in reverse. Raises StartupError with one sentence."""
+    async with open_store(settings) as store, trio.open_nursery() as tasks:
+        engine = Engine(store, settings)
+        await tasks.start(engine.run)
+        try:
+            yield engine
+        finally:
+            engine.begin_drain()
+            tasks.cancel_scope.cancel()

@@ -1,0 +1,48 @@
+"""Retention, eviction and the remains of deleted queues: loops under one nursery, in bounded steps.
+
+What is expired is invisible to pops at once (storage looks at the time when it claims); this only frees the space.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import structlog
+import trio
+
+from queen.config.settings import Settings
+from queen.errors import QueenError
+from queen.model.queue import Queue
+from queen.storage.store import Store
+
+log = structlog.get_logger("queen.engine")
+
+
+async def run_housekeeping(store: Store, settings: Settings) -> None:
+    """Until cancelled. A failed round is told and tried again at the next."""
+    async with trio.open_nursery() as loops:
+        loops.start_soon(_run, store, settings, settings.retention_interval_seconds, _has_retention)
+        loops.start_soon(_run, store, settings, settings.eviction_interval_seconds, _has_eviction)
+
+
+def _has_retention(queue: Queue) -> bool:
+    return queue.options.retention_enabled
+
+
+def _has_eviction(queue: Queue) -> bool:
+    return queue.options.max_wait_time_seconds > 0
+
+
+async def _run(store: Store, settings: Settings, interval_seconds: float, concerns: Callable[[Queue], bool]) -> None:
+    while True:
+        await trio.sleep(interval_seconds)
+        try:
+            for queue in await store.catalogue.expiring():
+                if concerns(queue):
+                    removed = await store.expire(queue, settings.retention_batch)
+                    if removed:
+                        log.info("expired messages removed", queue=queue.name, messages=removed)
+            for queue_id in await store.catalogue.deleted():
+                await store.catalogue.purge(queue_id)
+        except QueenError as error:
+            log.warning("housekeeping failed, will try again", error=str(error))

@@ -1,0 +1,177 @@
+"""Who waits for what: parked pops, and the hints, timers and sweeps that wake them. Reads no message.
+
+A pop that finds nothing parks in the *lot* of what it waits for. A hint wakes as many as there is news for, first
+come first served; whoever finds something wakes the next, so nobody stampedes and nothing is left over. A hint may be
+spurious; it may not be lost: a pop notes the lot's signal count before it looks, and looks again instead of
+parking when the count has moved. Compare ``trio.lowlevel.ParkingLot``, which has no such memory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+import math
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import trio
+
+from queen.model.queue import Queue
+
+
+class Topic(NamedTuple):
+    """What a pop waits for: a queue (of which perhaps one partition), or any queue with a label."""
+
+    group: str
+    queue: str | None = None
+    partition: str | None = None
+    namespace: str | None = None
+    task: str | None = None
+
+    @property
+    def hints(self) -> tuple[str, ...]:
+        """The hints that concern it: news for its group, and news that its queue was born or changed."""
+        if self.queue is not None:
+            return hint("queue", self.queue, self.group), hint("queue", self.queue, "")
+        if self.namespace is not None:
+            return hint("namespace", self.namespace, self.group), hint("namespace", self.namespace, "")
+        return hint("task", self.task or "", self.group), hint("task", self.task or "", "")
+
+
+def hint(kind: str, name: str, group: str) -> str:
+    """A short name that workers tell each other; two things with one hint would only wake each other."""
+    return hashlib.blake2b(f"{kind}\0{name}\0{group}".encode(), digest_size=8).hexdigest()
+
+
+def hints_of(queue: Queue, group: str) -> list[str]:
+    """The hints for news of a queue: its own and those of its labels. ``group`` empty: for every group."""
+    hints = [hint("queue", queue.name, group)]
+    if queue.namespace:
+        hints.append(hint("namespace", queue.namespace, group))
+    if queue.task:
+        hints.append(hint("task", queue.task, group))
+    return hints
+
+
+class Lot:
+    """The pops that wait for one topic."""
+
+    __slots__ = ("due", "signals", "topic", "users", "waiting")
+
+    def __init__(self, topic: Topic) -> None:
+        self.topic = topic
+        self.users = 0
+        self.signals = 0
+        self.due = math.inf  # Trio time at which something may be ready
+        self.waiting: deque[trio.Event] = deque()
+
+    def wake(self, count: int) -> int:
+        """Wake up to ``count`` of those parked, and have those that are just looking look again."""
+        self.signals += 1
+        woken = 0
+        while self.waiting and woken < count:
+            self.waiting.popleft().set()
+            woken += 1
+        return woken
+
+    async def park(self) -> None:
+        """Wait to be woken. A wake-up that meets a cancelled waiter goes to the next."""
+        event = trio.Event()
+        self.waiting.append(event)
+        try:
+            await event.wait()
+        except trio.Cancelled:
+            if event.is_set():
+                self.wake(1)
+            else:
+                self.waiting.remove(event)
+            raise
+
+
+class Wakeups:
+    """All lots of a worker. A lot exists while somebody uses it."""
+
+    def __init__(self) -> None:
+        self._lots: dict[Topic, Lot] = {}
+        self._by_hint: dict[str, set[Topic]] = {}
+        self._timers: list[tuple[float, Topic]] = []
+        self._earlier = trio.Event()
+
+    @contextmanager
+    def visit(self, topic: Topic) -> Iterator[Lot]:
+        """The lot of a topic, for as long as a pop looks or waits."""
+        lot = self._lots.get(topic)
+        if lot is None:
+            lot = self._lots[topic] = Lot(topic)
+            for name in topic.hints:
+                self._by_hint.setdefault(name, set()).add(topic)
+        lot.users += 1
+        try:
+            yield lot
+        finally:
+            lot.users -= 1
+            if lot.users == 0:
+                del self._lots[topic]
+                for name in topic.hints:
+                    topics = self._by_hint[name]
+                    topics.discard(topic)
+                    if not topics:
+                        del self._by_hint[name]
+
+    def tell(self, hints: Iterable[str], count: int, partition: str | None = None) -> int:
+        """News: wake up to ``count`` pops a topic. Pops of another partition than the one named stay parked.
+
+        Returns how many were woken.
+        """
+        woken = 0
+        for name in hints:
+            for topic in tuple(self._by_hint.get(name, ())):
+                if partition is None or topic.partition is None or topic.partition == partition:
+                    woken += self._lots[topic].wake(count)
+        return woken
+
+    def tell_at(self, hints: Iterable[str], seconds: float, partition: str | None = None) -> None:
+        """News that becomes true in ``seconds``."""
+        for name in hints:
+            for topic in tuple(self._by_hint.get(name, ())):
+                if partition is None or topic.partition is None or topic.partition == partition:
+                    self.set_timer(self._lots[topic], seconds)
+
+    def tell_all(self) -> None:
+        """Anything may have happened: everybody looks."""
+        for lot in tuple(self._lots.values()):
+            lot.wake(len(lot.waiting))
+
+    def set_timer(self, lot: Lot, seconds: float) -> None:
+        """Wake one pop of the lot in ``seconds``, unless it is to be woken earlier already."""
+        due = trio.current_time() + seconds
+        if due < lot.due:
+            lot.due = due
+            heapq.heappush(self._timers, (due, lot.topic))
+            if self._timers[0][0] == due:
+                self._earlier.set()
+
+    async def run_timers(self) -> None:
+        """Fire timers until cancelled. Sleeps to the earliest; no tick."""
+        while True:
+            self._earlier = trio.Event()
+            with trio.move_on_at(self._timers[0][0] if self._timers else math.inf):
+                await self._earlier.wait()
+            now = trio.current_time()
+            while self._timers and self._timers[0][0] <= now:
+                due, topic = heapq.heappop(self._timers)
+                lot = self._lots.get(topic)
+                if lot is not None and lot.due <= due:
+                    lot.due = math.inf
+                    lot.wake(1)
+
+    def parked(self) -> Sequence[Lot]:
+        """The lots in which somebody waits."""
+        return [lot for lot in self._lots.values() if lot.waiting]
+
+    @property
+    def parked_count(self) -> int:
+        """Pops that wait now, for a gauge."""
+        return sum(len(lot.waiting) for lot in self._lots.values())

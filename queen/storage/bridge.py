@@ -1,0 +1,198 @@
+"""The one crossing between Trio and asyncio: database work goes in by a channel, its outcome comes back.
+
+Every connection belongs to one *runner*, a Trio task that was started inside the asyncio loop of trio-asyncio. That
+loop is a context variable, which tasks spawned elsewhere (request handlers) do not inherit; so nobody else touches
+asyncpg. A job is an asyncio-flavored function given the runner's connection; the runner crosses once for all of it.
+
+Cancelling a caller abandons its outcome, never the job: what was begun is finished, and no connection is left dirty.
+Idle runners are used last-in first-out, so that a quiet server keeps few connections warm, with their plans.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any, Final, Generic, TypeVar
+
+import structlog
+import trio
+import trio_asyncio
+from outcome import Error, Outcome, Value
+
+from queen.errors import Draining, Overloaded, StorageUnavailable
+from queen.storage.connect import Connection
+from queen.storage.translate import CONNECTION_LOST, RETRYABLE, translate
+
+T = TypeVar("T")
+Connect = Callable[[], Awaitable[Connection]]
+"""asyncio-flavored: opens one connection."""
+
+MAX_WAITING_JOBS: Final = 4096
+"""Jobs that may wait for a runner. Each is a request or a batch of them; past this the server is beyond recovery
+by waiting and says so (503)."""
+
+_CONFLICT_TRIES: Final = 5
+_CLOSE_SECONDS: Final = 2.0
+
+log = structlog.get_logger("queen.storage")
+
+
+@dataclass(eq=False, slots=True)
+class _Job(Generic[T]):
+    work: Callable[[Connection], Awaitable[T]]
+    writes: bool
+    done: trio.Event = field(default_factory=trio.Event)
+    outcome: Outcome[T] | None = None
+
+    def finish(self, result: Outcome[T]) -> None:
+        self.outcome = result
+        self.done.set()
+
+
+class Bridge:
+    """Runs database work on at most ``connections`` connections. Open it with :func:`open_bridge`."""
+
+    def __init__(self, connect: Connect, connections: int) -> None:
+        self._connect = connect
+        self.connections = connections
+        self._waiting: deque[_Job[Any]] = deque()
+        self._idle: list[_Runner] = []
+        self._runners: list[_Runner] = []
+        self._closed = False
+
+    async def run(self, work: Callable[[Connection], Awaitable[T]], *, writes: bool = True) -> T:
+        """Do ``work`` (asyncio flavor) on a connection and return its result.
+
+        Conflicts that PostgreSQL undid are tried again; reads are tried again once on a fresh connection when the
+        old one proves dead. Raises the translated error. Checkpoints.
+        """
+        if self._closed:
+            raise Draining("storage is closed")
+        if len(self._waiting) >= MAX_WAITING_JOBS:
+            raise Overloaded("too many requests wait for PostgreSQL; try again")
+        job = _Job(work, writes)
+        if self._idle:
+            self._idle.pop().give(job)
+        else:
+            self._waiting.append(job)
+        await job.done.wait()
+        assert job.outcome is not None
+        return job.outcome.unwrap()
+
+    def statistics(self) -> dict[str, int]:
+        """Connections and waiting jobs, for gauges."""
+        return {"size": len(self._runners), "idle": len(self._idle), "waiting": len(self._waiting)}
+
+    def next_job(self, runner: _Runner) -> _Job[Any] | None:
+        """The next waiting job, or None after the runner was put among the idle."""
+        if self._waiting:
+            return self._waiting.popleft()
+        self._idle.append(runner)
+        return None
+
+    async def open_connection(self) -> Connection:
+        """asyncio flavor."""
+        try:
+            return await self._connect()
+        except CONNECTION_LOST as error:
+            raise StorageUnavailable("PostgreSQL cannot be reached; nothing was applied; try again") from error
+
+    def close(self) -> None:
+        """Take no more jobs; those that wait are refused, those that run are finished by their runners."""
+        self._closed = True
+        while self._waiting:
+            self._waiting.popleft().finish(Error(Draining("the server is shutting down; nothing was applied")))
+        for runner in self._runners:
+            runner.stop()
+
+
+class _Runner:
+    """One task, one connection."""
+
+    def __init__(self, bridge: Bridge) -> None:
+        self._bridge = bridge
+        self._connection: Connection | None = None
+        self._wake = trio.Event()
+        self._given: _Job[Any] | None = None
+        self._stopping = False
+
+    def give(self, job: _Job[Any]) -> None:
+        self._given = job
+        self._wake.set()
+
+    def stop(self) -> None:
+        self._stopping = True
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Until stopped: take a job, cross into asyncio, hand the outcome back."""
+        try:
+            while True:
+                job, self._given = self._given, None
+                if job is None and not self._stopping:
+                    self._wake = trio.Event()
+                    job = self._bridge.next_job(self)
+                    if job is None:
+                        await self._wake.wait()
+                        continue
+                if job is None:
+                    return
+                try:
+                    job.finish(await trio_asyncio.aio_as_trio(self._do)(job))
+                except BaseException:
+                    job.finish(Error(Draining("the server is shutting down; the outcome is not known")))
+                    raise
+        finally:
+            with trio.move_on_after(_CLOSE_SECONDS, shield=True):  # a goodbye to PostgreSQL, not worth more
+                await trio_asyncio.aio_as_trio(self._disconnect)()
+
+    async def _do(self, job: _Job[T]) -> Outcome[T]:
+        """asyncio flavor: never raises but on cancel."""
+        for attempt in range(_CONFLICT_TRIES):
+            sent = False
+            try:
+                if self._connection is None or self._connection.is_closed():
+                    self._connection = await self._bridge.open_connection()
+                sent = True
+                return Value(await job.work(self._connection))
+            except RETRYABLE as error:
+                if attempt + 1 == _CONFLICT_TRIES:
+                    return Error(translate(error, sent=job.writes))
+                log.info("storage conflict, trying again", sqlstate=error.sqlstate, attempt=attempt + 1)
+            except CONNECTION_LOST as error:
+                if self._connection is not None:
+                    self._connection.terminate()
+                    self._connection = None
+                if sent and not job.writes and attempt == 0:
+                    continue
+                return Error(translate(error, sent=sent and job.writes))
+            except Exception as error:  # noqa: BLE001  the caller gets it; the runner serves others
+                return Error(translate(error, sent=job.writes))
+        raise AssertionError("unreachable")
+
+    async def _disconnect(self) -> None:
+        """asyncio flavor."""
+        if self._connection is not None and not self._connection.is_closed():
+            try:
+                await self._connection.close(timeout=_CLOSE_SECONDS)
+            except (*CONNECTION_LOST, asyncio.CancelledError):
+                self._connection.terminate()
+
+
+@asynccontextmanager
+async def open_bridge(connect: Connect, connections: int) -> AsyncIterator[Bridge]:
+    """Start the runners; on exit finish running jobs, refuse waiting ones, close connections. Call it inside
+    ``trio_asyncio.open_loop()``."""
+    async with trio.open_nursery() as runners:
+        bridge = Bridge(connect, connections)
+        for _ in range(connections):
+            runner = _Runner(bridge)
+            bridge._runners.append(runner)
+            runners.start_soon(runner.run)
+        try:
+            yield bridge
+        finally:
+            bridge.close()

@@ -1,0 +1,347 @@
+"""Taking messages: claims for many waiting consumers in one call, then the segments of what was claimed.
+
+A claim commits before anything is read: what a consumer is told it has, it has. Segments are immutable, so reading
+them afterwards, as slowly as the client drains, gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Sequence
+from typing import Any, Final
+from uuid import UUID
+
+import msgspec
+
+from queen.model.message import ClaimedPartition, SegmentSlice
+from queen.model.queue import Queue
+from queen.storage.bridge import Bridge
+from queen.storage.connect import Connection
+from queen.storage.ids import bucket_of, id_prefix_text
+from queen.storage.segments import Body, Keyring, unseal
+
+FIRST_READ_BYTES: Final = 256 * 1024
+"""Raw envelopes read together with the claim: a small pop needs no second crossing."""
+
+READ_BYTES: Final = 512 * 1024
+"""Raw envelopes of a later read, per streaming client: with the 64 KiB chunks in flight this bounds what one slow
+reader holds in memory to a few segments (one segment is at most 1 MiB, or one message)."""
+
+READ_SEGMENTS: Final = 2000
+CACHE_BYTES: Final = 16 * 1024 * 1024
+"""Decompressed segments kept per worker, one a partition: consecutive small pops read their segment once."""
+
+_CLAIM: Final = "SELECT * FROM queen.claim($1, NULL, $2, $3, $4, $5, $6, $7, $8, $9)"
+_READY: Final = "SELECT * FROM queen.ready($1, NULL, $2, $3)"
+_READ: Final = "SELECT * FROM queen.read_segments($1, $2, $3, $4, $5, $6)"
+_GIVE_BACK: Final = "SELECT queen.give_back($1, NULL, $2, $3, $4, $5, $6)"
+
+
+class ClaimRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """What one waiting pop wants. ``queues`` in order of preference; ``partition_id`` only with exactly one queue."""
+
+    queues: tuple[Queue, ...]
+    group: str
+    partition_id: UUID | None
+    batch: int
+    partitions: int
+    lease_id: UUID | None  # None: autoAck
+
+
+class Segment(msgspec.Struct, frozen=True):
+    """A segment as read, decompressed."""
+
+    base_offset: int
+    message_count: int
+    created_at: Any
+    id_prefix: str
+    minted: bool
+    lines: bytes
+
+    def slice(self, claim: ClaimedPartition) -> SegmentSlice:
+        """The part of it that the claim covers."""
+        first = max(claim.first - self.base_offset, 0)
+        end = min(claim.end - self.base_offset, self.message_count)
+        lines = self.lines
+        if first > 0 or end < self.message_count:
+            lines = b"\n".join(lines.split(b"\n", end)[first:end])
+        return SegmentSlice(
+            claim=claim,
+            created_at=self.created_at,
+            id_prefix=self.id_prefix,
+            minted=self.minted,
+            first=self.base_offset + first,
+            count=end - first,
+            lines=lines,
+        )
+
+
+class ClaimOutcome:
+    """What one request got: claims and the first of their slices, or when to look again."""
+
+    __slots__ = ("claims", "due_seconds", "slices", "unregistered")
+
+    def __init__(self) -> None:
+        self.claims: list[ClaimedPartition] = []
+        self.slices: list[SegmentSlice] = []
+        self.due_seconds: float | None = None
+        self.unregistered: list[Queue] = []
+
+    def due(self, seconds: float | None) -> None:
+        if seconds is not None and (self.due_seconds is None or seconds < self.due_seconds):
+            self.due_seconds = seconds
+
+
+class _Cache:
+    """The last segment read of each partition, least recently used dropped first."""
+
+    def __init__(self) -> None:
+        self._segments: OrderedDict[UUID, Segment] = OrderedDict()
+        self._bytes = 0
+
+    def get(self, partition_id: UUID, offset: int) -> Segment | None:
+        segment = self._segments.get(partition_id)
+        if segment is None or not segment.base_offset <= offset < segment.base_offset + segment.message_count:
+            return None
+        self._segments.move_to_end(partition_id)
+        return segment
+
+    def put(self, partition_id: UUID, segment: Segment) -> None:
+        old = self._segments.pop(partition_id, None)
+        self._bytes += len(segment.lines) - (len(old.lines) if old else 0)
+        self._segments[partition_id] = segment
+        while self._bytes > CACHE_BYTES:
+            _, dropped = self._segments.popitem(last=False)
+            self._bytes -= len(dropped.lines)
+
+
+class Claims:
+    """Pops into PostgreSQL."""
+
+    def __init__(self, bridge: Bridge, keyring: Keyring, buckets: int) -> None:
+        self._bridge = bridge
+        self._keyring = keyring
+        self._buckets = buckets
+        self._cache = _Cache()
+
+    async def claim(self, requests: Sequence[ClaimRequest]) -> list[ClaimOutcome]:
+        """Claim for all requests in one commit (per bucket the requests are served in order), and read ahead.
+
+        The keys the keyring lacks are found out when a slice is read, not here.
+        """
+        outcomes = [ClaimOutcome() for _ in requests]
+
+        async def work(connection: Connection) -> list[Any]:
+            if self._buckets == 1:
+                await self._claim_bucket(connection, 0, requests, outcomes)
+            else:
+                buckets = await self._promising(connection, requests, outcomes)
+                async with connection.transaction():
+                    for bucket in buckets:
+                        await self._claim_bucket(connection, bucket, requests, outcomes)
+            return await self._read_ahead(connection, outcomes)
+
+        for outcome, row in await self._bridge.run(work):
+            outcome.slices.append(self._segment(row, outcome.claims[0]).slice(outcome.claims[0]))
+        return outcomes
+
+    async def _promising(
+        self, connection: Connection, requests: Sequence[ClaimRequest], outcomes: Sequence[ClaimOutcome]
+    ) -> list[int]:
+        """asyncio flavor. The buckets that may have something for the requests, in random order so that none is
+        favoured. The dues found are noted."""
+        pairs = [(at, queue) for at, request in enumerate(requests) for queue in request.queues]
+        buckets: set[int] = set()
+        for bucket in range(self._buckets):
+            rows = await connection.fetch(
+                _READY, bucket, [queue.queue_id for _, queue in pairs], [requests[at].group for at, _ in pairs]
+            )
+            for row in rows:
+                if row["due_seconds"] <= 0:
+                    buckets.add(bucket)
+                else:
+                    outcomes[pairs[row["place"] - 1][0]].due(row["due_seconds"])
+        # one bucket at least has to be asked, for it tells which groups are not registered
+        ordered = list(buckets or {0})
+        random.shuffle(ordered)
+        return ordered
+
+    async def _claim_bucket(
+        self, connection: Connection, bucket: int, requests: Sequence[ClaimRequest], outcomes: Sequence[ClaimOutcome]
+    ) -> None:
+        """asyncio flavor. One call for what the requests still lack, those of one queue and group side by side."""
+        rows: list[tuple[int, Queue]] = []
+        batches: list[int] = []
+        partitions: list[int] = []
+        for at, request in sorted(
+            enumerate(requests), key=lambda pair: (pair[1].queues[0].queue_id.int, pair[1].group)
+        ):
+            outcome = outcomes[at]
+            batch = request.batch - sum(claim.end - claim.first for claim in outcome.claims)
+            limit = request.partitions - len(outcome.claims)
+            elsewhere = request.partition_id is not None and bucket_of(request.partition_id, self._buckets) != bucket
+            if batch <= 0 or limit <= 0 or elsewhere:
+                continue
+            for queue in request.queues:
+                rows.append((at, queue))
+                batches.append(batch)
+                partitions.append(limit)
+        if not rows:
+            return
+        answer = await connection.fetch(
+            _CLAIM,
+            bucket,
+            connection.epoch,
+            [at for at, _ in rows],
+            [queue.queue_id for _, queue in rows],
+            [requests[at].group for at, _ in rows],
+            [requests[at].partition_id for at, _ in rows],
+            batches,
+            partitions,
+            [requests[at].lease_id for at, _ in rows],
+        )
+        for row in answer:
+            outcome = outcomes[row["request"]]
+            verdict = row["verdict"]
+            if verdict == "nothing":
+                outcome.due(row["due_seconds"])
+                continue
+            queue = next(q for q in requests[row["request"]].queues if q.queue_id == row["queue_id"])
+            if verdict == "unregistered":
+                if queue not in outcome.unregistered:
+                    outcome.unregistered.append(queue)
+                continue
+            outcome.claims.append(
+                ClaimedPartition(
+                    queue=queue.name,
+                    partition=row["partition_name"],
+                    partition_id=row["partition_id"],
+                    first=row["first_offset"],
+                    end=row["end_offset"],
+                    retry_count=row["retry_count"],
+                    attempt=row["attempt"],
+                )
+            )
+
+    async def _read_ahead(self, connection: Connection, outcomes: Sequence[ClaimOutcome]) -> list[Any]:
+        """asyncio flavor. The first segment of each outcome's first claim, unless the cache has it."""
+        wanted = []
+        for outcome in outcomes:
+            if not outcome.claims:
+                continue
+            claim = outcome.claims[0]
+            cached = self._cache.get(claim.partition_id, claim.first)
+            if cached is not None:
+                outcome.slices.append(cached.slice(claim))
+            else:
+                wanted.append(outcome)
+        found = []
+        for outcome in wanted:
+            claim = outcome.claims[0]
+            rows = await self._read_rows(connection, [claim], 1)
+            if rows:
+                found.append((outcome, rows[0]))
+        return found
+
+    async def _read_rows(
+        self, connection: Connection, claims: Sequence[ClaimedPartition], max_bytes: int, firsts: Sequence[int] = ()
+    ) -> Sequence[Any]:
+        """asyncio flavor. Claims of one bucket."""
+        return await connection.fetch(  # type: ignore[no-any-return]
+            _READ,
+            bucket_of(claims[0].partition_id, self._buckets),
+            [claim.partition_id for claim in claims],
+            list(firsts) or [claim.first for claim in claims],
+            [claim.end for claim in claims],
+            max_bytes,
+            READ_SEGMENTS,
+        )
+
+    def _segment(self, row: Any, claim: ClaimedPartition) -> Segment:
+        body = Body(row["codec"], row["raw_bytes"], row["key_id"], row["body"])
+        segment = Segment(
+            base_offset=row["base_offset"],
+            message_count=row["message_count"],
+            created_at=row["created_at"],
+            id_prefix=id_prefix_text(row["id_prefix"]),
+            minted=row["minted"],
+            lines=unseal(body, claim.partition_id, self._keyring, claim.queue),
+        )
+        if claim.end < segment.base_offset + segment.message_count:
+            self._cache.put(claim.partition_id, segment)  # the next pop of this partition begins in it
+        return segment
+
+    async def slices(self, outcome: ClaimOutcome) -> AsyncIterator[SegmentSlice]:
+        """The messages of an outcome in order, read as they are asked for."""
+        done: dict[UUID, int] = {}
+        for piece in outcome.slices:
+            done[piece.claim.partition_id] = piece.first + piece.count
+            yield piece
+        left = [claim for claim in outcome.claims if done.get(claim.partition_id, claim.first) < claim.end]
+        while left:
+            head = left[0]
+            bucket = bucket_of(head.partition_id, self._buckets)
+            same = []
+            for claim in left:  # neighbours of the same bucket can be read in one call without losing the order
+                if bucket_of(claim.partition_id, self._buckets) != bucket:
+                    break
+                same.append(claim)
+            firsts = [done.get(claim.partition_id, claim.first) for claim in same]
+            cached = self._cache.get(head.partition_id, firsts[0])
+            if cached is not None and cached.base_offset + cached.message_count >= head.end:
+                rest = msgspec.structs.replace(head, first=firsts[0])
+                done[head.partition_id] = head.end
+                yield msgspec.structs.replace(cached.slice(rest), claim=head)
+            else:
+                rows = await self._bridge.run(
+                    lambda connection: self._read_rows(connection, same, READ_BYTES, firsts),  # noqa: B023  awaited here
+                    writes=False,
+                )
+                for row in rows:
+                    claim = same[row["part"] - 1]
+                    rest = msgspec.structs.replace(claim, first=done.get(claim.partition_id, claim.first))
+                    piece = self._segment(row, claim).slice(rest)
+                    done[claim.partition_id] = piece.first + piece.count
+                    yield msgspec.structs.replace(piece, claim=claim)
+                if not rows:
+                    return  # retention or a deletion took what was left
+            left = [claim for claim in left if done.get(claim.partition_id, claim.first) < claim.end]
+
+    async def give_back(self, outcome: ClaimOutcome, group: str, lease_id: UUID | None) -> None:
+        """Undo a claim of which nothing reached its consumer; its attempt does not count."""
+        by_bucket: dict[int, list[ClaimedPartition]] = {}
+        for claim in sorted(outcome.claims, key=lambda claim: claim.partition_id.int):
+            by_bucket.setdefault(bucket_of(claim.partition_id, self._buckets), []).append(claim)
+
+        async def work(connection: Connection) -> None:
+            async with connection.transaction():
+                for bucket in sorted(by_bucket):
+                    claims = by_bucket[bucket]
+                    await connection.fetchval(
+                        _GIVE_BACK,
+                        bucket,
+                        [claim.partition_id for claim in claims],
+                        [group] * len(claims),
+                        [lease_id] * len(claims),
+                        [claim.first for claim in claims],
+                        [claim.end for claim in claims],
+                    )
+
+        await self._bridge.run(work)
+
+    async def ready(self, pairs: Sequence[tuple[UUID, str]]) -> dict[int, float]:
+        """For each (queue id, group): in how many seconds something may be ready (absent: nothing is pending)."""
+
+        async def work(connection: Connection) -> dict[int, float]:
+            dues: dict[int, float] = {}
+            for bucket in range(self._buckets):
+                rows = await connection.fetch(
+                    _READY, bucket, [queue for queue, _ in pairs], [group for _, group in pairs]
+                )
+                for row in rows:
+                    place = row["place"] - 1
+                    dues[place] = min(row["due_seconds"], dues.get(place, row["due_seconds"]))
+            return dues
+
+        return await self._bridge.run(work, writes=False)

@@ -1,0 +1,52 @@
+"""Opening connections to PostgreSQL: settings, timeouts, and the epoch that fences leases. asyncio flavor."""
+
+from __future__ import annotations
+
+import socket
+from typing import Final
+
+import asyncpg
+
+from queen.config.settings import Settings
+from queen.errors import StartupError
+
+# the timeline changes when a standby is promoted or a backup restored: leases of before are void
+_EPOCH: Final = "SELECT ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::integer"
+
+_STATEMENT_MARGIN_SECONDS: Final = 5
+"""How much longer than PostgreSQL's own statement timeout we wait: after that the connection is taken for dead."""
+
+
+class Connection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg ships no types
+    """A connection that knows the epoch (PostgreSQL timeline) it was opened in."""
+
+    __slots__ = ("epoch",)
+    epoch: int
+
+
+async def open_connection(settings: Settings, *, application: str = "queen-trio") -> Connection:
+    """asyncio flavor. Connect with our timeouts; raises what asyncpg raises."""
+    if settings.database_url is None:
+        raise StartupError(
+            "no database is configured: set DATABASE_URL or PG_HOST, or start the server with queen-trio run"
+        )
+    connection: Connection = await asyncpg.connect(
+        settings.database_url.reveal(),
+        timeout=settings.db_connect_timeout_seconds,
+        command_timeout=settings.db_statement_timeout_seconds + _STATEMENT_MARGIN_SECONDS,
+        statement_cache_size=256 if settings.db_statement_cache else 0,
+        connection_class=Connection,
+        server_settings={
+            "application_name": application,
+            "statement_timeout": str(int(settings.db_statement_timeout_seconds * 1000)),
+            "lock_timeout": str(int(settings.db_lock_timeout_seconds * 1000)),
+            "idle_in_transaction_session_timeout": str(int(settings.db_statement_timeout_seconds * 2000)),
+            "timezone": "UTC",
+            "synchronous_commit": "on",
+        },
+    )
+    raw = connection._transport.get_extra_info("socket")
+    if raw is not None and raw.family in (socket.AF_INET, socket.AF_INET6):
+        raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    connection.epoch = await connection.fetchval(_EPOCH)
+    return connection

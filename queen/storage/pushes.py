@@ -1,0 +1,441 @@
+"""Storing messages: one flush of many push requests becomes one call a bucket. Exact dedup happens here.
+
+The way of a flush: sort the messages into partitions, build the segments, call ``queen.push``. When ids *may* be stored
+already, PostgreSQL stores nothing and says where they may lie; the same is then done again under the partitions' locks
+in one transaction: read, decide, store. That second way costs two more round trips and is rarely taken.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from typing import Any, Final
+from uuid import UUID
+
+from queen.errors import EncryptionUnavailable, StorageUnavailable
+from queen.model.message import NewMessage, PushResult
+from queen.model.queue import Queue
+from queen.storage.bridge import Bridge
+from queen.storage.catalogue import Catalogue
+from queen.storage.connect import Connection
+from queen.storage.ids import (
+    CANONICAL_UUID7,
+    INDEX_TEXT,
+    IdRange,
+    SplitIds,
+    bucket_of,
+    id_prefix_text,
+    id_tail,
+    minted_index,
+    partition_id_of,
+    ranges_of,
+    split_ids,
+    transaction_key,
+    uuid7_texts,
+)
+from queen.storage.segments import Body, Keyring, build_lines, json_text, runs_of, seal
+
+MAX_KNOWN_PARTITIONS: Final = 100_000
+"""Partitions this worker has pushed to lately: for them the check whether they exist is left out."""
+
+_STALE_TRIES: Final = 8
+_PUSH: Final = "SELECT * FROM queen.push(" + ", ".join(f"${i}" for i in range(1, 30)) + ")"
+
+
+class Woken:
+    """Cursors that a flush made ready: (queue, group, partition) and in how many seconds."""
+
+    __slots__ = ("due_seconds", "group", "partition", "queue")
+
+    def __init__(self, queue: Queue, group: str, partition: str, due_seconds: float) -> None:
+        self.queue = queue
+        self.group = group
+        self.partition = partition
+        self.due_seconds = due_seconds
+
+
+class PushRequest:
+    """One client's messages, in order."""
+
+    __slots__ = ("messages", "producer_sub")
+
+    def __init__(self, messages: Sequence[NewMessage], producer_sub: str | None) -> None:
+        self.messages = messages
+        self.producer_sub = producer_sub
+
+
+class _Part:
+    """The messages of one partition in a flush, and what becomes of each."""
+
+    def __init__(self, queue_name: str, partition: str) -> None:
+        self.queue_name = queue_name
+        self.partition = partition
+        self.messages: list[NewMessage] = []
+        self.subs: list[bytes] = []
+        # set by prepare
+        self.queue: Queue
+        self.partition_id: UUID
+        self.ids: list[str] | None = None  # None: minted
+        self.fresh: list[int] = []  # places of the messages to store
+        self.repeats: dict[int, int] = {}  # place -> earlier place in this flush with the same id
+        self.stored: dict[int, str] = {}  # place -> id of the message stored before this flush
+        self.results: list[PushResult] = []
+
+    def prepare(self, queue: Queue) -> None:
+        self.queue = queue
+        self.partition_id = partition_id_of(queue.queue_id, self.partition)
+        given = [message.transaction_id for message in self.messages]
+        self.stored = {}
+        self.repeats = {}
+        self.fresh = list(range(len(given)))
+        if not any(given):
+            self.ids = None
+            return
+        if not all(given):
+            fill = iter(uuid7_texts(len(given)))
+            self.ids = [text or next(fill) for text in given]
+        else:
+            self.ids = given  # type: ignore[assignment]
+        assert self.ids is not None
+        if len(set(self.ids)) < len(self.ids):
+            first: dict[str, int] = {}
+            for place, text in enumerate(self.ids):
+                earlier = first.setdefault(text, place)
+                if earlier != place:
+                    self.repeats[place] = earlier
+            self.fresh = [place for place in self.fresh if place not in self.repeats]
+
+    def drop(self, place: int, message_id: str) -> None:
+        """The message at ``place`` is stored already."""
+        self.stored[place] = message_id
+
+
+class _Call:
+    """The arguments of one call of queen.push: the fresh messages of one bucket's partitions, as segments."""
+
+    def __init__(self, parts: list[_Part], keyring: Keyring, now_ms: int) -> None:
+        self.parts = parts
+        self.keyring = keyring
+        self.now_ms = now_ms
+        self.build()
+
+    def build(self) -> None:
+        self.segments: list[tuple[int, list[int], Body, SplitIds | None]] = []  # part number, places, body, ids
+        self.probes: list[tuple[int, IdRange]] = []
+        self.keys: list[tuple[int, bytes, int | None, int | None]] = []  # part, key, segment, place in segment
+        self.key_places: list[tuple[_Part, int]] = []
+        self.keyed_ranges: list[tuple[UUID | None, UUID | None]] = []
+        for number, part in enumerate(self.parts, start=1):
+            self._add_part(number, part)
+
+    def _add_part(self, number: int, part: _Part) -> None:
+        keyring = self.keyring if part.queue.options.encryption_enabled else None
+        fresh = [place for place in part.fresh if place not in part.stored]
+        whole = len(fresh) == len(part.messages)
+        messages = part.messages if whole else [part.messages[place] for place in fresh]
+        subs = part.subs if whole else [part.subs[place] for place in fresh]
+        ids = part.ids if whole or part.ids is None else [part.ids[place] for place in fresh]
+        uuid7s: list[str] = []
+        far: list[str] = []
+        if messages:
+            for start, end in runs_of([len(message.payload) + 160 for message in messages]):
+                run_ids = None if ids is None else ids[start:end]
+                lines = build_lines(part.partition_id, messages[start:end], run_ids, subs[start:end])
+                split = None if run_ids is None else split_ids(run_ids, self.now_ms)
+                self.segments.append((number, fresh[start:end], seal(lines, part.partition_id, keyring), split))
+                if split is not None:
+                    uuid7s += split.near
+                    uuid7s += split.far
+                    far += split.far
+                    for place, key in split.keyed:
+                        self.keys.append((number, key, len(self.segments), place))
+                        self.key_places.append((part, fresh[start + place]))
+        if uuid7s:
+            self.probes += [(number, found) for found in ranges_of(uuid7s)]
+        self.keyed_ranges.append((UUID(min(far)), UUID(max(far))) if far else (None, None))
+
+    def probe_keys(self, numbers: set[int]) -> None:
+        """Look for every UUIDv7 id of these partitions among the keys too (without inserting them)."""
+        for number in numbers:
+            part = self.parts[number - 1]
+            assert part.ids is not None
+            for place in part.fresh:
+                if place not in part.stored and CANONICAL_UUID7.fullmatch(part.ids[place]):
+                    self.keys.append((number, transaction_key(part.ids[place]), None, None))
+                    self.key_places.append((part, place))
+
+    def arguments(self, bucket: int, *, checked: bool, may_create: bool) -> list[Any]:
+        queues = {part.queue.queue_id: part.queue.version for part in self.parts}
+        segments = self.segments
+        return [
+            bucket,
+            None,
+            checked,
+            may_create,
+            list(queues),
+            list(queues.values()),
+            [part.partition_id for part in self.parts],
+            [part.queue.queue_id for part in self.parts],
+            [part.partition for part in self.parts],
+            [least for least, _ in self.keyed_ranges],
+            [greatest for _, greatest in self.keyed_ranges],
+            [number for number, *_ in segments],
+            [len(places) for _, places, *_ in segments],
+            [split is None for *_, split in segments],
+            [body.codec for *_, body, _ in segments],
+            [body.raw_bytes for *_, body, _ in segments],
+            [UUID(min(split.near)) if split and split.near else None for *_, split in segments],
+            [UUID(max(split.near)) if split and split.near else None for *_, split in segments],
+            [body.key_id for *_, body, _ in segments],
+            [split.packed if split else None for *_, split in segments],
+            [body.data for *_, body, _ in segments],
+            [number for number, _ in self.probes],
+            [found.least for _, found in self.probes],
+            [found.greatest for _, found in self.probes],
+            [found.bound for _, found in self.probes],
+            [number for number, *_ in self.keys],
+            [key for _, key, *_ in self.keys],
+            [segment for *_, segment, _ in self.keys],
+            [place for *_, place in self.keys],
+        ]
+
+    def drop_stored(self, rows: Sequence[Any]) -> None:
+        """Take out of the call what the rows show to be stored already."""
+        for row in rows:
+            if row["verdict"] == "known":
+                part, place = self.key_places[row["part"] - 1]
+                part.drop(place, _message_id(row["id_prefix"], part.partition_id, row["message_count"]))
+            elif row["verdict"] == "overlap":
+                self._drop_overlapping(self.parts[row["part"] - 1], row)
+
+    def _drop_overlapping(self, part: _Part, row: Any) -> None:
+        assert part.ids is not None
+        count = row["message_count"]
+        packed = row["transaction_ids"]
+        prefix, tail = id_prefix_text(row["id_prefix"]), id_tail(part.partition_id)
+        held = {packed[at : at + 16]: at // 16 for at in range(0, len(packed), 16)} if packed else {}
+        for place in part.fresh:
+            text = part.ids[place]
+            if place in part.stored or not CANONICAL_UUID7.fullmatch(text):
+                continue
+            index = (
+                minted_index(text, prefix, tail, count)
+                if row["minted"]
+                else held.get(bytes.fromhex(text.replace("-", "")), -1)
+            )
+            if index >= 0:
+                part.drop(place, f"{prefix}{tail}{INDEX_TEXT[index]}")
+
+
+def _message_id(id_prefix: int, partition_id: UUID, index: int) -> str:
+    return f"{id_prefix_text(id_prefix)}{id_tail(partition_id)}{index:05x}"
+
+
+class Flush:
+    """Many push requests, stored as one. Reusable after a stale verdict: :meth:`prepare` starts over."""
+
+    def __init__(self, requests: Sequence[PushRequest], keyring: Keyring, buckets: int) -> None:
+        self.requests = requests
+        self._keyring = keyring
+        self._buckets = buckets
+        self._parts: dict[tuple[str, str], _Part] = {}
+        for request in requests:
+            sub = json_text(request.producer_sub) if request.producer_sub else b"null"
+            last: tuple[str, str] | None = None
+            part: _Part
+            for message in request.messages:
+                key = (message.queue, message.partition)
+                if key != last:
+                    found = self._parts.get(key)
+                    part = self._parts[key] = _Part(*key) if found is None else found
+                    last = key
+                part.messages.append(message)
+                part.subs.append(sub)
+
+    @property
+    def queue_names(self) -> set[str]:
+        return {queue for queue, _ in self._parts}
+
+    @property
+    def message_count(self) -> int:
+        return sum(len(part.messages) for part in self._parts.values())
+
+    def prepare(self, catalogue: Catalogue) -> bool:
+        """Build what is sent. False: a queue is not known (any more)."""
+        calls: dict[int, list[_Part]] = {}
+        for part in self._parts.values():
+            queue = catalogue.cached(part.queue_name)
+            if queue is None:
+                return False
+            if queue.options.encryption_enabled and self._keyring.current is None:
+                raise EncryptionUnavailable(queue.name)
+            part.prepare(queue)
+            calls.setdefault(bucket_of(part.partition_id, self._buckets), []).append(part)
+        now_ms = time.time_ns() // 1_000_000
+        self.calls = {
+            bucket: _Call(sorted(calls[bucket], key=lambda part: part.partition_id.int), self._keyring, now_ms)
+            for bucket in sorted(calls)
+        }
+        return True
+
+    @property
+    def partition_ids(self) -> Iterator[UUID]:
+        return (part.partition_id for part in self._parts.values())
+
+    async def store_at_once(self, connection: Connection, *, may_create: bool) -> list[Woken] | str:
+        """asyncio flavor. The common way: one bucket, nothing to check: one statement, one commit.
+
+        Returns the cursors woken, or the verdict that kept everything from being stored.
+        """
+        ((bucket, call),) = self.calls.items()
+        rows = await connection.fetch(_PUSH, *call.arguments(bucket, checked=False, may_create=may_create))
+        return self._take(call, rows)
+
+    async def store(self, connection: Connection, *, may_create: bool) -> list[Woken] | str:
+        """asyncio flavor, inside a transaction. All buckets; ids are checked under the locks that are then held."""
+        woken: list[Woken] = []
+        for bucket, call in self.calls.items():
+            checked = False
+            while True:
+                rows = await connection.fetch(_PUSH, *call.arguments(bucket, checked=checked, may_create=may_create))
+                verdict = self._take(call, rows)
+                if not isinstance(verdict, str):
+                    woken += verdict
+                    break
+                if verdict != "check":
+                    return verdict
+                keyed = {row["part"] for row in rows if row["verdict"] == "keyed"}
+                call.drop_stored(rows)
+                if keyed:
+                    # rare: ids from a clock that was far from ours; ask for them by key, under the same locks
+                    call.build()
+                    call.probe_keys(keyed)
+                    again = await connection.fetch(_PUSH, *call.arguments(bucket, checked=False, may_create=may_create))
+                    call.drop_stored(again)
+                call.build()
+                checked = True
+        return woken
+
+    def _take(self, call: _Call, rows: Sequence[Any]) -> list[Woken] | str:
+        """Read the rows of a call: what was woken, or why nothing was stored (stale, unknown, check)."""
+        woken: list[Woken] = []
+        stored = []
+        for row in rows:
+            verdict = row["verdict"]
+            if verdict == "stored":
+                stored.append(row)
+            elif verdict == "woken":
+                part = call.parts[row["part"] - 1]
+                options = part.queue.options
+                due = max(options.delayed_processing_seconds, options.window_buffer_seconds)
+                woken.append(Woken(part.queue, row["group_name"], part.partition, due))
+            elif verdict in ("stale", "unknown"):
+                return str(verdict)
+            else:
+                return "check"
+        stored.sort(key=lambda row: row["part"])
+        for row, (number, places, _, _) in zip(stored, call.segments, strict=True):
+            self._answer_stored(call.parts[number - 1], places, row["id_prefix"])
+        for part in call.parts:
+            self._answer_repeats(part)
+        return woken
+
+    @staticmethod
+    def _answer_stored(part: _Part, places: list[int], id_prefix: int) -> None:
+        if not part.results:
+            part.results = [None] * len(part.messages)  # type: ignore[list-item]
+        head = id_prefix_text(id_prefix) + id_tail(part.partition_id)
+        partition_id = str(part.partition_id)
+        results, ids = part.results, part.ids
+        for place, index in zip(places, INDEX_TEXT, strict=False):
+            message_id = head + index
+            results[place] = PushResult(ids[place] if ids else message_id, message_id, partition_id, False)
+
+    @staticmethod
+    def _answer_repeats(part: _Part) -> None:
+        if not part.results:
+            part.results = [None] * len(part.messages)  # type: ignore[list-item]
+        partition_id = str(part.partition_id)
+        for place, message_id in part.stored.items():
+            assert part.ids is not None
+            part.results[place] = PushResult(part.ids[place], message_id, partition_id, True)
+        for place, earlier in part.repeats.items():
+            part.results[place] = part.results[earlier]._replace(duplicate=True)
+
+    def results(self) -> list[list[PushResult]]:
+        """What became of each request's messages, in their order."""
+        at = {key: iter(part.results) for key, part in self._parts.items()}
+        return [
+            [next(at[message.queue, message.partition]) for message in request.messages] for request in self.requests
+        ]
+
+
+class Pushes:
+    """Push requests into PostgreSQL."""
+
+    def __init__(self, bridge: Bridge, catalogue: Catalogue, keyring: Keyring, buckets: int) -> None:
+        self._bridge = bridge
+        self._catalogue = catalogue
+        self._keyring = keyring
+        self._buckets = buckets
+        self._known: OrderedDict[UUID, None] = OrderedDict()
+
+    def flush_of(self, requests: Sequence[PushRequest]) -> Flush:
+        """A flush, unsent."""
+        return Flush(requests, self._keyring, self._buckets)
+
+    async def push(self, requests: Sequence[PushRequest]) -> tuple[list[list[PushResult]], list[Woken]]:
+        """Store the messages of all requests in one commit. Atomic: all of them or, with an error, none."""
+        flush = self.flush_of(requests)
+        may_create = False
+        for _ in range(_STALE_TRIES):
+            await self._catalogue.ensure(flush.queue_names)
+            if not flush.prepare(self._catalogue):
+                continue
+            may_create = may_create or not all(key in self._known for key in flush.partition_ids)
+            verdict: list[Woken] | str = "check"
+            if len(flush.calls) == 1:
+                verdict = await self._bridge.run(
+                    lambda connection: flush.store_at_once(connection, may_create=may_create)  # noqa: B023  awaited here
+                )
+            if verdict == "check":
+                verdict = await self._bridge.run(lambda connection: self._store(connection, flush, may_create))  # noqa: B023
+            if not isinstance(verdict, str):
+                self._remember(flush)
+                return flush.results(), verdict
+            self.recover(flush, verdict)
+            may_create = True
+        raise StorageUnavailable(
+            "queues of this push kept changing while it was stored; nothing was applied; try again"
+        )
+
+    def recover(self, flush: Flush, verdict: str) -> None:
+        """After ``stale`` or ``unknown``: forget what the cache believed."""
+        for key in flush.partition_ids:
+            self._known.pop(key, None)
+        if verdict == "stale":
+            for name in flush.queue_names:
+                self._catalogue.forget(name)
+
+    async def _store(self, connection: Connection, flush: Flush, may_create: bool) -> list[Woken] | str:
+        """asyncio flavor."""
+        transaction = connection.transaction()
+        await transaction.start()
+        try:
+            verdict = await flush.store(connection, may_create=may_create)
+        except BaseException:
+            await transaction.rollback()
+            raise
+        if isinstance(verdict, str):
+            await transaction.rollback()
+        else:
+            await transaction.commit()
+        return verdict
+
+    def _remember(self, flush: Flush) -> None:
+        for key in flush.partition_ids:
+            self._known[key] = None
+            self._known.move_to_end(key)
+        while len(self._known) > MAX_KNOWN_PARTITIONS:
+            self._known.popitem(last=False)

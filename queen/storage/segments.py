@@ -1,0 +1,180 @@
+"""The body of a segment: building it from messages and taking it apart. No SQL, no I/O.
+
+A body is ``message_count`` lines joined by newlines. A line is a JSON object without its opening ``{"id":"<prefix>``
+and its closing brace, so that a pop adds what its messages share with one ``bytes.replace`` of the newline:
+
+    0f3c2a100005","transactionId":"order-17","traceId":null,"producerSub":null,"data":{"total":3}
+
+The prefix is known only when PostgreSQL has put the segment in its place. Where the server mints the transaction ids
+they are the message ids, and the byte ``\\x00`` (which JSON text cannot hold) stands for the prefix inside the line.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from functools import lru_cache
+from itertools import chain, repeat
+from typing import Final, NamedTuple
+from uuid import UUID
+
+import msgspec
+import zstandard
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from queen.errors import EncryptionUnavailable, QueenError
+from queen.model.message import NewMessage
+from queen.storage.ids import INDEX_BYTES, MAX_SEGMENT_MESSAGES, id_tail
+
+PLAIN: Final = 0
+ZSTD: Final = 1
+
+MAX_SEGMENT_BYTES: Final = 1024 * 1024
+"""Raw bytes after which a segment ends, so that a small pop never reads much more. One larger message has its own."""
+
+_WORTH_COMPRESSING: Final = 256
+"""Bytes below which a zstd frame seldom saves anything over its header (measured on 100-200 byte envelopes)."""
+
+_compressor = zstandard.ZstdCompressor(level=1, write_checksum=True)
+_decompressor = zstandard.ZstdDecompressor()
+
+
+class CorruptSegment(QueenError):
+    """A stored body does not decode: the disk, the key or the database was tampered with. Nothing was handed out."""
+
+    code, title = "corrupt_segment", "Stored segment does not decode"
+
+
+class Keyring:
+    """The encryption keys of this server, by key id. Holds one key today; its id travels with every body."""
+
+    def __init__(self, key: bytes | None) -> None:
+        self._keys: dict[str, AESGCM] = {}
+        self.current: str | None = None
+        if key is not None:
+            self.current = _key_id(key)
+            self._keys[self.current] = AESGCM(key)
+
+    def encrypt(self, body: bytes, context: bytes) -> bytes:
+        """AES-256-GCM under the current key: a random 16-byte nonce, then the sealed body, bound to ``context``."""
+        assert self.current is not None, "callers check current first"
+        nonce = os.urandom(16)
+        return nonce + self._keys[self.current].encrypt(nonce, body, context)
+
+    def decrypt(self, sealed: bytes, context: bytes, key_id: str, queue: str) -> bytes:
+        """Open a body; EncryptionUnavailable when this server does not hold its key."""
+        cipher = self._keys.get(key_id)
+        if cipher is None:
+            raise EncryptionUnavailable(queue, key_id)
+        try:
+            return cipher.decrypt(sealed[:16], sealed[16:], context)
+        except InvalidTag:
+            raise CorruptSegment(f"a segment of queue {queue!r} fails its authentication tag") from None
+
+
+@lru_cache(maxsize=8)
+def _key_id(key: bytes) -> str:
+    """A short public name of a key: a tag of AES-GCM over nothing, from which the key cannot be had."""
+    return AESGCM(key).encrypt(bytes(12), b"", b"queen key id").hex()[:16]
+
+
+class Body(NamedTuple):
+    """A body as stored."""
+
+    codec: int
+    raw_bytes: int
+    key_id: str | None
+    data: bytes
+
+
+def json_text(value: str) -> bytes:
+    """A string as JSON."""
+    return msgspec.json.encode(value)
+
+
+def _plain_texts(values: Sequence[str]) -> bool:
+    joined = "".join(values)
+    return joined.isprintable() and '"' not in joined and "\\" not in joined
+
+
+def build_lines(
+    partition_id: UUID,
+    messages: Sequence[NewMessage],
+    transaction_ids: Sequence[str] | None,
+    producer_subs: Sequence[bytes],
+) -> bytes:
+    """Lines of the messages, in order. ``transaction_ids`` None: minted. ``producer_subs``: JSON, one a message."""
+    tail = id_tail(partition_id).encode()
+    indices = INDEX_BYTES[: len(messages)]
+    traced = any(message.trace_id for message in messages)
+    same_sub = len(set(producer_subs)) == 1
+    if traced or not same_sub:
+        middles = [
+            b'","traceId":%b,"producerSub":%b,"data":'
+            % (b'"%b"' % message.trace_id.encode() if message.trace_id else b"null", sub)
+            for message, sub in zip(messages, producer_subs, strict=True)
+        ]
+    else:
+        middles = [b'","traceId":null,"producerSub":%b,"data":' % producer_subs[0]] * len(messages)
+    payloads = [message.payload for message in messages]
+    if transaction_ids is None:
+        pieces = zip(
+            repeat(b"\n" + tail),
+            indices,
+            repeat(b'","transactionId":"\x00' + tail),
+            indices,
+            middles,
+            payloads,
+            strict=False,
+        )
+    else:
+        texts = (
+            list(map(str.encode, transaction_ids))
+            if _plain_texts(transaction_ids)
+            else [json_text(text)[1:-1] for text in transaction_ids]
+        )
+        pieces = zip(
+            repeat(b"\n" + tail), indices, repeat(b'","transactionId":"'), texts, middles, payloads, strict=False
+        )
+    return b"".join(chain.from_iterable(pieces))[1:]
+
+
+def runs_of(sizes: Sequence[int]) -> list[tuple[int, int]]:
+    """Cut messages of these raw sizes into segments: (start, end) pairs within both limits of a segment."""
+    if len(sizes) <= MAX_SEGMENT_MESSAGES and sum(sizes) <= MAX_SEGMENT_BYTES:
+        return [(0, len(sizes))]
+    runs = []
+    start = total = 0
+    for at, size in enumerate(sizes):
+        if at > start and (at - start >= MAX_SEGMENT_MESSAGES or total + size > MAX_SEGMENT_BYTES):
+            runs.append((start, at))
+            start, total = at, 0
+        total += size
+    runs.append((start, len(sizes)))
+    return runs
+
+
+def seal(lines: bytes, partition_id: UUID, keyring: Keyring | None) -> Body:
+    """Compress when it pays, then encrypt when ``keyring`` is given."""
+    codec, data = PLAIN, lines
+    if len(lines) >= _WORTH_COMPRESSING:
+        squeezed = _compressor.compress(lines)
+        if len(squeezed) < len(lines) * 0.9:
+            codec, data = ZSTD, squeezed
+    if keyring is None:
+        return Body(codec, len(lines), None, data)
+    return Body(codec, len(lines), keyring.current, keyring.encrypt(data, partition_id.bytes))
+
+
+def unseal(body: Body, partition_id: UUID, keyring: Keyring, queue: str) -> bytes:
+    """The lines of a stored body. Raises EncryptionUnavailable without its key, CorruptSegment when it is damaged."""
+    data = body.data
+    if body.key_id is not None:
+        data = keyring.decrypt(data, partition_id.bytes, body.key_id, queue)
+    if body.codec == PLAIN:
+        return data
+    try:
+        return _decompressor.decompress(data, max_output_size=body.raw_bytes)
+    except zstandard.ZstdError as error:
+        raise CorruptSegment(f"a segment of queue {queue!r} does not decompress: {error}") from None

@@ -1,0 +1,268 @@
+-- claim: what a pop does. Take leases (or move cursors, with autoAck) for waiting consumers of one bucket.
+
+-- Claim for the requests given, in order; rows of one request are its queues in order of preference.
+-- Verdicts:
+--   claimed       offsets first_offset <= o < end_offset of a partition are for `request`
+--   unregistered  the group is not registered on the queue, or the queue is gone
+--   nothing       nothing (more) in this row's queue; due_seconds until something may be ready (NULL: only a push helps)
+-- Consecutive rows of the same queue and group that name no partition stop at the first that found nothing.
+-- Waits for no lock: cursors are taken with SKIP LOCKED, and so is the partition row that idling needs.
+CREATE OR REPLACE FUNCTION queen.claim(
+    p_bucket integer,
+    p_now timestamptz,
+    p_epoch integer,
+    p_requests integer[],
+    p_queue_ids uuid[],
+    p_groups text[],
+    p_partition_ids uuid[],         -- NULL: any partition
+    p_batches integer[],            -- messages over all partitions of the request
+    p_partition_limits integer[],   -- partitions of the request
+    p_lease_ids uuid[]              -- NULL: autoAck
+) RETURNS TABLE (
+    verdict text, request integer, queue_id uuid, partition_id uuid, partition_name text,
+    first_offset bigint, end_offset bigint, retry_count integer, attempt integer, due_seconds double precision
+) LANGUAGE plpgsql
+SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
+SET plan_cache_mode = force_generic_plan SET jit = off
+AS $$
+#variable_conflict use_column
+DECLARE
+    c_look_again constant interval := '10 milliseconds';  -- when a push holds the partition that might be idle
+    v_now timestamptz := coalesce(p_now, clock_timestamp());
+    v_request integer := -1;
+    v_left integer;
+    v_partitions_left integer;
+    v_queue record;
+    v_cursor record;
+    v_first bigint;
+    v_end bigint;
+    v_base bigint;
+    v_next bigint;
+    v_created timestamptz;
+    v_postponed timestamptz;
+    v_due timestamptz;
+    v_lease_end timestamptz;
+    v_empty_queue uuid;
+    v_empty_group text;
+    v_empty_due double precision;
+BEGIN
+    FOR i IN 1 .. cardinality(p_requests) LOOP
+        IF p_requests[i] <> v_request THEN
+            v_request := p_requests[i];
+            v_left := p_batches[i];
+            v_partitions_left := p_partition_limits[i];
+        END IF;
+        CONTINUE WHEN v_left <= 0 OR v_partitions_left <= 0;
+
+        request := v_request; queue_id := p_queue_ids[i]; partition_id := NULL; partition_name := NULL;
+        first_offset := NULL; end_offset := NULL; retry_count := NULL; attempt := NULL; due_seconds := NULL;
+
+        IF p_partition_ids[i] IS NULL AND v_empty_queue = p_queue_ids[i] AND v_empty_group = p_groups[i] THEN
+            verdict := 'nothing'; due_seconds := v_empty_due;
+            RETURN NEXT;
+            CONTINUE;
+        END IF;
+
+        SELECT coalesce(nullif(q.lease_seconds, 0), 60) AS lease_seconds,
+            make_interval(secs => q.delayed_processing_seconds) AS delay,
+            make_interval(secs => q.window_buffer_seconds) AS quiet,
+            q.delayed_processing_seconds > 0 AS delays, q.window_buffer_seconds > 0 AS waits_for_quiet,
+            greatest(g.start_at,
+                CASE WHEN q.max_wait_time_seconds > 0
+                    THEN v_now - make_interval(secs => q.max_wait_time_seconds) END,
+                CASE WHEN q.retention_enabled AND q.retention_seconds > 0
+                    THEN v_now - make_interval(secs => q.retention_seconds) END) AS floor
+        INTO v_queue
+        FROM queen.queues q
+        JOIN queen.consumer_groups g ON g.queue_id = q.queue_id AND g.name = p_groups[i]
+        WHERE q.queue_id = p_queue_ids[i];
+        IF NOT FOUND THEN
+            verdict := 'unregistered';
+            RETURN NEXT;
+            CONTINUE;
+        END IF;
+        v_lease_end := v_now + make_interval(secs => v_queue.lease_seconds);
+
+        WHILE v_left > 0 AND v_partitions_left > 0 LOOP
+            IF p_partition_ids[i] IS NULL THEN
+                SELECT c.partition_id, c.committed, c.retry_count, c.attempt, p.name, p.next_offset, p.first_offset,
+                    p.last_created_at
+                INTO v_cursor
+                FROM queen.cursors c
+                JOIN queen.partitions p ON p.bucket = p_bucket AND p.partition_id = c.partition_id
+                WHERE c.bucket = p_bucket AND c.queue_id = p_queue_ids[i] AND c.group_name = p_groups[i]
+                    AND c.ready_at <= v_now
+                ORDER BY c.ready_at LIMIT 1
+                FOR NO KEY UPDATE OF c SKIP LOCKED;
+            ELSE
+                SELECT c.partition_id, c.committed, c.retry_count, c.attempt, p.name, p.next_offset, p.first_offset,
+                    p.last_created_at
+                INTO v_cursor
+                FROM queen.cursors c
+                JOIN queen.partitions p ON p.bucket = p_bucket AND p.partition_id = c.partition_id
+                WHERE c.bucket = p_bucket AND c.partition_id = p_partition_ids[i] AND c.group_name = p_groups[i]
+                    AND c.ready_at <= v_now
+                ORDER BY c.partition_id
+                FOR NO KEY UPDATE OF c SKIP LOCKED;
+            END IF;
+            EXIT WHEN NOT FOUND;
+
+            v_first := greatest(v_cursor.committed, v_cursor.first_offset);
+            v_end := v_cursor.next_offset;
+            v_postponed := NULL;
+
+            -- expired, evicted, or from before the group's start: pass them
+            IF v_first < v_end AND v_queue.floor IS NOT NULL THEN
+                SELECT s.base_offset INTO v_base FROM queen.segments s
+                WHERE s.bucket = p_bucket AND s.partition_id = v_cursor.partition_id AND s.base_offset <= v_first
+                ORDER BY s.base_offset DESC LIMIT 1;
+                SELECT s.base_offset INTO v_next FROM queen.segments s
+                WHERE s.bucket = p_bucket AND s.partition_id = v_cursor.partition_id
+                    AND s.base_offset >= coalesce(v_base, v_first) AND s.created_at >= v_queue.floor
+                ORDER BY s.base_offset LIMIT 1;
+                v_first := greatest(v_first, coalesce(v_next, v_end));
+            END IF;
+
+            IF v_first >= v_end THEN
+                -- drained: idle, but only under the lock that every push takes
+                SELECT p.next_offset INTO v_next FROM queen.partitions p
+                WHERE p.bucket = p_bucket AND p.partition_id = v_cursor.partition_id
+                ORDER BY p.partition_id FOR NO KEY UPDATE SKIP LOCKED;
+                CONTINUE WHEN FOUND AND v_next > v_end;  -- a push came between: look again
+                v_postponed := CASE WHEN FOUND THEN NULL ELSE v_now + c_look_again END;
+                UPDATE queen.cursors c SET committed = greatest(c.committed, v_first), ready_at = v_postponed,
+                    lease_id = NULL, lease_expires_at = NULL, lease_first = NULL, lease_end = NULL, lease_epoch = NULL,
+                    acked = NULL
+                WHERE c.bucket = p_bucket AND c.partition_id = v_cursor.partition_id AND c.group_name = p_groups[i];
+                CONTINUE;
+            END IF;
+
+            IF v_queue.waits_for_quiet AND v_cursor.last_created_at + v_queue.quiet > v_now THEN
+                v_postponed := v_cursor.last_created_at + v_queue.quiet;
+            ELSE
+                v_end := least(v_end, v_first + v_left);
+                IF v_queue.delays THEN
+                    -- the first message that is too young hides what is behind it
+                    SELECT s.base_offset INTO v_base FROM queen.segments s
+                    WHERE s.bucket = p_bucket AND s.partition_id = v_cursor.partition_id AND s.base_offset <= v_first
+                    ORDER BY s.base_offset DESC LIMIT 1;
+                    SELECT s.base_offset, s.created_at INTO v_next, v_created FROM queen.segments s
+                    WHERE s.bucket = p_bucket AND s.partition_id = v_cursor.partition_id
+                        AND s.base_offset >= coalesce(v_base, v_first) AND s.base_offset < v_end
+                        AND s.created_at + v_queue.delay > v_now
+                    ORDER BY s.base_offset LIMIT 1;
+                    IF FOUND THEN
+                        v_end := greatest(v_next, v_first);
+                        v_postponed := CASE WHEN v_end = v_first THEN v_created + v_queue.delay END;
+                    END IF;
+                END IF;
+            END IF;
+            IF v_postponed IS NOT NULL THEN
+                UPDATE queen.cursors c SET committed = greatest(c.committed, v_first), ready_at = v_postponed,
+                    lease_id = NULL, lease_expires_at = NULL, lease_first = NULL, lease_end = NULL, lease_epoch = NULL,
+                    acked = NULL
+                WHERE c.bucket = p_bucket AND c.partition_id = v_cursor.partition_id AND c.group_name = p_groups[i];
+                CONTINUE;
+            END IF;
+
+            IF p_lease_ids[i] IS NULL THEN
+                UPDATE queen.cursors c SET committed = v_end, ready_at = v_now, retry_count = 0, attempt = 0,
+                    lease_id = NULL, lease_expires_at = NULL, lease_first = NULL, lease_end = NULL, lease_epoch = NULL,
+                    acked = NULL, consumed_at = v_now
+                WHERE c.bucket = p_bucket AND c.partition_id = v_cursor.partition_id AND c.group_name = p_groups[i];
+            ELSE
+                UPDATE queen.cursors c SET committed = v_first, ready_at = v_lease_end, attempt = c.attempt + 1,
+                    lease_id = p_lease_ids[i], lease_expires_at = v_lease_end, lease_first = v_first,
+                    lease_end = v_end, lease_epoch = p_epoch, acked = NULL
+                WHERE c.bucket = p_bucket AND c.partition_id = v_cursor.partition_id AND c.group_name = p_groups[i];
+            END IF;
+            v_left := v_left - (v_end - v_first)::integer;
+            v_partitions_left := v_partitions_left - 1;
+            verdict := 'claimed'; partition_id := v_cursor.partition_id; partition_name := v_cursor.name;
+            first_offset := v_first; end_offset := v_end; retry_count := v_cursor.retry_count;
+            attempt := v_cursor.attempt + 1; due_seconds := NULL;
+            RETURN NEXT;
+        END LOOP;
+        CONTINUE WHEN v_left <= 0 OR v_partitions_left <= 0;
+
+        -- not filled: say when it is worth to look again. A cursor that is ready but locked by another call counts
+        -- as due at once; the caller waits a little before it looks.
+        IF p_partition_ids[i] IS NULL THEN
+            SELECT c.ready_at INTO v_due FROM queen.cursors c
+            WHERE c.bucket = p_bucket AND c.queue_id = p_queue_ids[i] AND c.group_name = p_groups[i]
+                AND c.ready_at IS NOT NULL
+            ORDER BY c.ready_at LIMIT 1;
+        ELSE
+            SELECT c.ready_at INTO v_due FROM queen.cursors c
+            WHERE c.bucket = p_bucket AND c.partition_id = p_partition_ids[i] AND c.group_name = p_groups[i];
+        END IF;
+        verdict := 'nothing'; partition_id := NULL; partition_name := NULL; first_offset := NULL; end_offset := NULL;
+        retry_count := NULL; attempt := NULL;
+        due_seconds := greatest(extract(epoch FROM v_due - v_now)::double precision, 0);
+        RETURN NEXT;
+        IF p_partition_ids[i] IS NULL THEN
+            v_empty_queue := p_queue_ids[i]; v_empty_group := p_groups[i]; v_empty_due := due_seconds;
+        END IF;
+    END LOOP;
+END
+$$;
+
+-- Give back what never reached its consumer: the attempt is not counted. A lease ends; an autoAck is rewound if
+-- nobody moved the cursor since. Returns the number of partitions that are ready again.
+CREATE OR REPLACE FUNCTION queen.give_back(
+    p_bucket integer,
+    p_now timestamptz,
+    p_partition_ids uuid[],         -- ascending
+    p_groups text[],
+    p_lease_ids uuid[],             -- NULL: autoAck
+    p_firsts bigint[],
+    p_ends bigint[]
+) RETURNS integer LANGUAGE plpgsql
+SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off
+AS $$
+DECLARE
+    v_now timestamptz := coalesce(p_now, clock_timestamp());
+    v_count integer := 0;
+BEGIN
+    FOR i IN 1 .. cardinality(p_partition_ids) LOOP
+        IF p_lease_ids[i] IS NULL THEN
+            UPDATE queen.cursors c SET committed = p_firsts[i], ready_at = v_now
+            WHERE c.bucket = p_bucket AND c.partition_id = p_partition_ids[i] AND c.group_name = p_groups[i]
+                AND c.committed = p_ends[i] AND c.lease_id IS NULL;
+        ELSE
+            UPDATE queen.cursors c SET ready_at = v_now, attempt = greatest(c.attempt - 1, 0), lease_id = NULL,
+                lease_expires_at = NULL, lease_first = NULL, lease_end = NULL, lease_epoch = NULL, acked = NULL
+            WHERE c.bucket = p_bucket AND c.partition_id = p_partition_ids[i] AND c.group_name = p_groups[i]
+                AND c.lease_id = p_lease_ids[i];
+        END IF;
+        IF FOUND THEN
+            v_count := v_count + 1;
+        END IF;
+    END LOOP;
+    RETURN v_count;
+END
+$$;
+
+-- Extend every partition still leased under a lease. `renewed` of them now end at `expires_at`; `known` tells an
+-- expired lease from one that was never or is no longer there.
+CREATE OR REPLACE FUNCTION queen.extend_lease(
+    p_bucket integer, p_now timestamptz, p_epoch integer, p_lease_id uuid, p_seconds integer
+) RETURNS TABLE (renewed integer, expires_at timestamptz, known boolean) LANGUAGE plpgsql
+SET enable_seqscan = off SET jit = off
+AS $$
+DECLARE
+    v_now timestamptz := coalesce(p_now, clock_timestamp());
+BEGIN
+    WITH extended AS (
+        UPDATE queen.cursors c
+        SET lease_expires_at = greatest(c.lease_expires_at, v_now + make_interval(secs => p_seconds)),
+            ready_at = greatest(c.lease_expires_at, v_now + make_interval(secs => p_seconds))
+        WHERE c.bucket = p_bucket AND c.lease_id = p_lease_id AND c.lease_expires_at > v_now
+            AND c.lease_epoch = p_epoch
+        RETURNING c.lease_expires_at
+    )
+    SELECT count(*)::integer, min(e.lease_expires_at) INTO renewed, expires_at FROM extended e;
+    known := EXISTS (SELECT FROM queen.cursors c WHERE c.bucket = p_bucket AND c.lease_id = p_lease_id);
+    RETURN NEXT;
+END
+$$;

@@ -1,0 +1,154 @@
+"""What the engine asks of storage, in one value. Opens and closes everything below; decides nothing."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import datetime
+from typing import Final
+from uuid import UUID
+
+import outcome
+import trio
+import trio_asyncio
+
+from queen.config.settings import Settings
+from queen.errors import QueenError, StartupError
+from queen.model.queue import Queue
+from queen.storage.acks import Acks
+from queen.storage.bridge import Bridge, open_bridge
+from queen.storage.catalogue import Catalogue
+from queen.storage.claims import Claims
+from queen.storage.connect import Connection, open_connection
+from queen.storage.migrate import migrate
+from queen.storage.notify import Notifications
+from queen.storage.pushes import Pushes
+from queen.storage.segments import Keyring
+from queen.storage.translate import CONNECTION_LOST
+
+_HEALTH_SECONDS: Final = 1.5
+_EXPIRE: Final = """
+    SELECT * FROM queen.expire($1, NULL, $2,
+        clock_timestamp() - make_interval(secs => $3), clock_timestamp() - make_interval(secs => $4),
+        coalesce($5, '-infinity'::timestamptz), coalesce($6, '00000000-0000-0000-0000-000000000000'::uuid), $7)
+"""
+_SWEEP_LOCK: Final = 0x7175_6501
+"""First key of the advisory locks of housekeeping; the second is the bucket."""
+
+
+class Store:
+    """Durable storage. The parts are public: each is one subject."""
+
+    def __init__(self, bridge: Bridge, notifications: Notifications, settings: Settings, buckets: int) -> None:
+        keyring = Keyring(bytes.fromhex(settings.encryption_key.reveal()) if settings.encryption_key else None)
+        self._bridge = bridge
+        self.buckets = buckets
+        self.notifications = notifications
+        self.catalogue = Catalogue(bridge, buckets, settings.queue_defaults)
+        self.pushes = Pushes(bridge, self.catalogue, keyring, buckets)
+        self.claims = Claims(bridge, keyring, buckets)
+        self.acks = Acks(bridge, self.catalogue, self.pushes, keyring, buckets)
+
+    async def is_healthy(self) -> bool:
+        """Whether PostgreSQL answers within a short deadline."""
+
+        async def ask(connection: Connection) -> int:
+            return int(await connection.fetchval("SELECT 1", timeout=_HEALTH_SECONDS))
+
+        with trio.move_on_after(_HEALTH_SECONDS):
+            try:
+                return await self._bridge.run(ask, writes=False) == 1
+            except QueenError:
+                return False
+        return False
+
+    async def now(self) -> datetime:
+        """PostgreSQL's clock."""
+
+        async def ask(connection: Connection) -> datetime:
+            return await connection.fetchval("SELECT clock_timestamp()")  # type: ignore[no-any-return]
+
+        return await self._bridge.run(ask, writes=False)
+
+    async def expire(self, queue: Queue, limit: int) -> int:
+        """Remove what retention and eviction let go of one queue, in steps of ``limit`` partitions. Returns messages
+        removed. One server at a time does it for a bucket; another's turn is no error."""
+        options = queue.options
+        before = [
+            seconds
+            for seconds in (
+                options.max_wait_time_seconds,
+                options.retention_seconds if options.retention_enabled else 0,
+            )
+            if seconds > 0
+        ]
+        completed = options.completed_retention_seconds if options.retention_enabled else 0
+        removed = 0
+        for bucket in range(self.buckets):
+            after: tuple[datetime | None, UUID | None] = (None, None)
+            while True:
+
+                async def step(connection: Connection) -> tuple[int, int, datetime | None, UUID | None]:
+                    async with connection.transaction():
+                        if not await connection.fetchval(
+                            "SELECT pg_try_advisory_xact_lock($1, $2)",
+                            _SWEEP_LOCK,
+                            bucket,  # noqa: B023
+                        ):
+                            return 0, 0, None, None
+                        row = await connection.fetchrow(
+                            _EXPIRE,
+                            bucket,  # noqa: B023
+                            queue.queue_id,
+                            min(before) if before else None,
+                            completed if completed > 0 else None,
+                            *after,  # noqa: B023
+                            limit,
+                        )
+                        return row["removed"], row["partitions"], row["last_oldest"], row["last_id"]
+
+                gone, seen, oldest, last_id = await self._bridge.run(step)
+                removed += gone
+                after = (oldest, last_id)
+                if seen < limit:
+                    break
+        return removed
+
+    def statistics(self) -> dict[str, int]:
+        """Connections and jobs waiting for one."""
+        return self._bridge.statistics()
+
+
+@asynccontextmanager
+async def open_store(settings: Settings) -> AsyncIterator[Store]:
+    """Connect, migrate, and serve until the block ends. Raises StartupError with one sentence when it cannot."""
+
+    async def connect() -> Connection:
+        return await open_connection(settings)
+
+    async def prepare() -> int:
+        connection = await connect()
+        try:
+            return await migrate(connection, settings.buckets)
+        finally:
+            await connection.close(timeout=2)
+
+    # a loop of its own, so that a failure leaves it as one error and not as a group
+    async with trio_asyncio.open_loop():
+        prepared = await outcome.acapture(trio_asyncio.aio_as_trio(prepare))
+    try:
+        buckets = prepared.unwrap()
+    except CONNECTION_LOST as error:
+        raise StartupError(f"PostgreSQL cannot be reached: {error or type(error).__name__}") from error
+    connections = max(2, settings.db_pool_size // max(1, settings.workers))
+    async with (
+        trio_asyncio.open_loop(),
+        open_bridge(connect, connections) as bridge,
+        trio.open_nursery() as listeners,
+    ):
+        notifications = Notifications(bridge, connect)
+        await listeners.start(notifications.run)
+        try:
+            yield Store(bridge, notifications, settings, buckets)
+        finally:
+            listeners.cancel_scope.cancel()

@@ -1,0 +1,56 @@
+"""What PostgreSQL and asyncpg raise, as errors of ours. By SQLSTATE and class, never by text."""
+
+from __future__ import annotations
+
+import asyncio
+
+import asyncpg
+
+from queen.errors import OutcomeUnknown, Overloaded, QueenError, StorageUnavailable
+
+RETRYABLE = (asyncpg.DeadlockDetectedError, asyncpg.SerializationError)
+"""Undone completely by PostgreSQL: the same work may be done again at once."""
+
+CONNECTION_LOST = (
+    asyncpg.PostgresConnectionError,
+    asyncpg.InterfaceError,
+    asyncpg.AdminShutdownError,
+    asyncpg.CrashShutdownError,
+    asyncpg.CannotConnectNowError,
+    asyncpg.IdleInTransactionSessionTimeoutError,
+    ConnectionError,
+    OSError,
+    asyncio.TimeoutError,
+)
+"""After these the connection is not to be used again."""
+
+
+def translate(error: BaseException, *, sent: bool) -> BaseException:
+    """The error a caller sees. ``sent``: a statement that writes may have reached PostgreSQL before the break.
+
+    What is not ours to explain (a bug) is returned as it is.
+    """
+    if isinstance(error, QueenError):
+        return error
+    if isinstance(error, asyncpg.TooManyConnectionsError):
+        return StorageUnavailable(
+            "PostgreSQL has no connection left for this server; try again, or raise max_connections"
+        )
+    if isinstance(error, (asyncpg.QueryCanceledError, asyncpg.LockNotAvailableError)):
+        return Overloaded("PostgreSQL took longer than the statement or lock timeout; nothing was applied; try again")
+    if isinstance(error, asyncpg.InsufficientResourcesError):
+        return StorageUnavailable(f"PostgreSQL is out of resources (SQLSTATE {error.sqlstate}); nothing was applied")
+    if isinstance(error, asyncpg.ReadOnlySQLTransactionError):
+        return StorageUnavailable("PostgreSQL takes no writes now (read-only, perhaps a standby); nothing was applied")
+    if isinstance(error, RETRYABLE):
+        return Overloaded(
+            "PostgreSQL undid the work because of a conflict, several times; nothing was applied; try again"
+        )
+    if isinstance(error, CONNECTION_LOST):
+        if sent and not isinstance(error, asyncpg.CannotConnectNowError):
+            return OutcomeUnknown(
+                "the connection to PostgreSQL broke before it answered; whether this was applied is unknown; "
+                "repeat it with the same transaction ids"
+            )
+        return StorageUnavailable("PostgreSQL cannot be reached; nothing was applied; try again")
+    return error
