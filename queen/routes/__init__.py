@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
-from queen.routes import ack, health, leases, pop, push, queues, transactions
+from queen.routes import ack, dead_letters, health, leases, pop, push, queues, transactions
 from queen.routes.call import Handler
 
 
@@ -33,6 +33,7 @@ ROUTES: Final = (
     Route("POST", "/api/v1/transaction", transactions.transact),
     Route("POST", "/api/v1/lease/<lease_id>/extend", leases.extend),
     Route("DELETE", "/api/v1/resources/queues/<queue>", queues.delete),
+    Route("GET", "/api/v1/dlq", dead_letters.list_dead_letters),
     Route("GET", "/health", health.health, probe=True),
     Route("GET", "/livez", health.livez, probe=True),
     Route("GET", "/readyz", health.readyz, probe=True),

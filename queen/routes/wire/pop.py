@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import AsyncExitStack
-from datetime import UTC, datetime
 from typing import Final
 
 from queen.config.settings import Settings
 from queen.errors import InvalidRequest
 from queen.model.message import Batch, PopRequest, SegmentSlice
 from queen.model.queue import QUEUE_MODE, StartFrom, StartMode
-from queen.routes.wire.body import INT32_MAX, INT32_MIN, check_name, encode_text, format_time
+from queen.routes.wire.body import check_name, encode_text, format_time
+from queen.routes.wire.query import read_boolean, read_integer, read_time
 from queen.streaming.delivery import Part
 
 AUTOPILOT_BATCH: Final = 200
@@ -20,20 +19,6 @@ AUTOPILOT_BATCH: Final = 200
 
 SPLICE_BYTES: Final = 16 * 1024
 """Stored bytes made into answer bytes at a time: with what is added to each message, about one chunk of 64 KiB."""
-
-_INTEGER: Final = re.compile(r"[+-]?[0-9]{1,18}").fullmatch
-_SPACE_FOR_PLUS: Final = re.compile(r"(?:(?<=:[0-9]{2})|(?<=[0-9]{3})) (?=[0-9]{2}:?[0-9]{2}$)")
-"""Where an unescaped "+02:00" at the end of a time has arrived as " 02:00"."""
-
-
-def read_boolean(query: Mapping[str, str], name: str) -> bool:
-    return query.get(name) in ("true", "1")
-
-
-def read_integer(query: Mapping[str, str], name: str, default: int) -> int:
-    """An integer kept within 32 bits; anything that is none means the default."""
-    text = query.get(name, "").strip()
-    return max(INT32_MIN, min(int(text), INT32_MAX)) if _INTEGER(text) else default
 
 
 def read_pop(parameters: Mapping[str, str], query: Mapping[str, str], settings: Settings) -> PopRequest:
@@ -81,21 +66,10 @@ def _read_start(query: Mapping[str, str], default_mode: str) -> StartFrom:
     if start == "now":
         return StartFrom(StartMode.NEW)
     mode = query.get("subscriptionMode") or default_mode
-    at = _read_time(start) or _read_time(mode)
+    at = read_time(start) or read_time(mode)
     if at is not None:
         return StartFrom(StartMode.FROM, at)
     return StartFrom(StartMode.NEW if mode in ("new", "new-only") else StartMode.ALL)
-
-
-def _read_time(text: str) -> datetime | None:
-    """An ISO 8601 time, UTC unless it says otherwise; None for anything else."""
-    if not text[:4].isdigit():
-        return None
-    try:
-        moment = datetime.fromisoformat(_SPACE_FOR_PLUS.sub("+", text))
-        return (moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)).astimezone(UTC)
-    except (ValueError, OverflowError):
-        return None
 
 
 async def write_batch(batch: Batch) -> AsyncGenerator[Part]:
