@@ -16,6 +16,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -442,6 +443,7 @@ class Embedded:
         self._hurry = hurry
         self._up_at = 0.0
         self._last_error = ""
+        self._last_words: deque[str] = deque(maxlen=3)
 
     async def run(self) -> None:
         """Keep it running until cancelled, which stops it; fast if ``hurry`` is set.
@@ -459,7 +461,8 @@ class Embedded:
                     # Once is no proof: backends of a server killed a moment ago may hold its memory for another.
                     failed_starts += 1
                     if failed_starts == BOOT_CRASHES:
-                        raise StartupError(f"PostgreSQL cannot be started in {cluster.data}: {self._last_error or how}")
+                        why = self._last_error or " ".join(self._last_words) or how
+                        raise StartupError(f"PostgreSQL cannot be started in {cluster.data}: {why}")
                 served_seconds = trio.current_time() - self._up_at if self._up_at else 0.0
                 wait_seconds = backoff.after_death(served_seconds)
                 log.error("PostgreSQL died", how=how, served_seconds=round(served_seconds, 1))
@@ -467,6 +470,7 @@ class Embedded:
 
     async def _run_server(self, cluster: embedded.Cluster) -> str:
         self._up_at, self._last_error = 0.0, ""
+        self._last_words.clear()
         async with trio.open_nursery() as child:
             try:
                 process: trio.Process = await child.start(
@@ -493,6 +497,7 @@ class Embedded:
         async for line in lines(process.stdout):
             text = line.decode(errors="replace")
             level = embedded.severity(line)
+            self._last_words.append(text)
             if level == "error":
                 self._last_error = text
             elif embedded.READY_LINE in line:

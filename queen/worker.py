@@ -63,6 +63,10 @@ class Watched:
         self._app = app
         self._stop = stop
 
+    @property
+    def failed(self) -> bool:
+        return self.startup_failure is not None or self.crash is not None
+
     async def __call__(self, scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
         if scope["type"] != "lifespan":
             self.requests += 1
@@ -125,8 +129,10 @@ class Worker:
                     shutdown_trigger=self._stop.wait,
                 )
             )
-            await self._channel.send(Ready())
-            nursery.start_soon(self._beat)
+            # hypercorn reports itself started also when the lifespan has just failed: its error is still on the way.
+            if not self._watched.failed:
+                await self._channel.send(Ready())
+                nursery.start_soon(self._beat)
         nursery.cancel_scope.cancel()
 
     async def _beat(self) -> None:

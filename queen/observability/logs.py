@@ -66,7 +66,8 @@ def configure(level: str, line_format: str, **bound: object) -> None:
 
 def head_first(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
     """Time, level and event before the rest, where the eye looks for them in a JSON line."""
-    return {name: event[name] for name in ("timestamp", "level", "event") if name in event} | event
+    head = {name: event[name] for name in ("timestamp", "level", "event") if name in event}
+    return {**head, **event}
 
 
 def relay(line: bytes, line_format: str, *, child: str, pid: int, **tags: object) -> None:

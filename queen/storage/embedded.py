@@ -13,6 +13,7 @@ PostgreSQL is not reachable over TCP. Who can enter run/ is let in without a pas
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import importlib.util
 import os
@@ -234,7 +235,11 @@ def _make_home(home: Path, identity: Identity) -> None:
                 "or start that cluster and give --database-url"
             )
         if not os.access(home, os.W_OK | os.X_OK):
-            raise PermissionError(13, os.strerror(13))
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except (FileExistsError, NotADirectoryError) as error:
+        raise StartupError(
+            f"the data directory {home} cannot be written (a part of its path is a file): give another with --data-dir"
+        ) from error
     except OSError as error:
         raise StartupError(
             f"the data directory {home} cannot be written ({error.strerror}): give another with --data-dir"
