@@ -132,8 +132,8 @@ class Engine:
         """Store the messages, all or none; durable when this returns. Duplicates are told, not stored."""
         if not messages:
             return []
-        weight = MESSAGE_WEIGHT * len(messages) + sum(len(message.payload) for message in messages)
-        return await self._pushes.submit(PushRequest(messages, producer_sub), weight)
+        request = PushRequest(messages, producer_sub)
+        return await self._pushes.submit(request, MESSAGE_WEIGHT * len(messages) + request.payload_bytes)
 
     async def _write_pushes(self, requests: Sequence[PushRequest]) -> list[list[PushResult]]:
         results, woken = await self.store.pushes.push(requests)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from datetime import datetime
 from enum import StrEnum
-from typing import NamedTuple, Protocol
+from typing import Protocol
 from uuid import UUID
 
 import msgspec
@@ -32,7 +32,7 @@ class NewMessage(Protocol):
     def trace_id(self) -> str | None: ...
 
 
-class PushResult(NamedTuple):
+class PushResult(msgspec.Struct, frozen=True, gc=False):
     """What became of one message: stored now, or found to be stored already (``duplicate``)."""
 
     transaction_id: str

@@ -35,7 +35,7 @@ LEASE_LOST: Final = "Invalid or expired lease"
 _STATUS_CODES: Final = {AckStatus.COMPLETED: 0, AckStatus.FAILED: 1, AckStatus.DLQ: 2, AckStatus.RETRY: 3}
 _LOCATE: Final = "SELECT * FROM queen.locate($1, $2, $3, $4, $5, $6, $7, $8)"
 _ACK: Final = "SELECT * FROM queen.ack($1, NULL, $2, $3, $4, $5, $6, $7, $8, $9, $10)"
-_READ: Final = "SELECT * FROM queen.read_segments($1, $2, $3, $4, 1, 1)"
+_READ: Final = "SELECT * FROM queen.read_segments($1, $2, $3, $4, 1, 1, true)"
 _DEAD: Final = """
     INSERT INTO queen.dead_letters (bucket, partition_id, message_offset, group_name, queue_id, message_id, retry_count,
         created_at, failed_at, codec, minted, key_id, error, body)

@@ -21,9 +21,6 @@ from queen.storage.connect import Connection
 from queen.storage.ids import bucket_of, id_prefix_text
 from queen.storage.segments import Body, Keyring, unseal
 
-FIRST_READ_BYTES: Final = 256 * 1024
-"""Raw envelopes read together with the claim: a small pop needs no second crossing."""
-
 READ_BYTES: Final = 512 * 1024
 """Raw envelopes of a later read, per streaming client: with the 64 KiB chunks in flight this bounds what one slow
 reader holds in memory to a few segments (one segment is at most 1 MiB, or one message)."""
@@ -34,7 +31,7 @@ CACHE_BYTES: Final = 16 * 1024 * 1024
 
 _CLAIM: Final = "SELECT * FROM queen.claim($1, NULL, $2, $3, $4, $5, $6, $7, $8, $9)"
 _READY: Final = "SELECT * FROM queen.ready($1, NULL, $2, $3)"
-_READ: Final = "SELECT * FROM queen.read_segments($1, $2, $3, $4, $5, $6)"
+_READ: Final = "SELECT * FROM queen.read_segments($1, $2, $3, $4, $5, $6, $7)"
 _GIVE_BACK: Final = "SELECT queen.give_back($1, NULL, $2, $3, $4, $5, $6)"
 
 
@@ -59,9 +56,9 @@ class Segment(msgspec.Struct, frozen=True):
     minted: bool
     lines: bytes
 
-    def slice(self, claim: ClaimedPartition) -> SegmentSlice:
-        """The part of it that the claim covers."""
-        first = max(claim.first - self.base_offset, 0)
+    def slice(self, claim: ClaimedPartition, from_offset: int) -> SegmentSlice:
+        """The part of it that the claim covers, from ``from_offset`` on."""
+        first = max(from_offset - self.base_offset, 0)
         end = min(claim.end - self.base_offset, self.message_count)
         lines = self.lines
         if first > 0 or end < self.message_count:
@@ -78,13 +75,13 @@ class Segment(msgspec.Struct, frozen=True):
 
 
 class ClaimOutcome:
-    """What one request got: claims and the first of their slices, or when to look again."""
+    """What one request got: claims and the first of their segments, or when to look again."""
 
-    __slots__ = ("claims", "due_seconds", "slices", "unregistered")
+    __slots__ = ("claims", "due_seconds", "rows", "unregistered")
 
     def __init__(self) -> None:
         self.claims: list[ClaimedPartition] = []
-        self.slices: list[SegmentSlice] = []
+        self.rows: list[tuple[ClaimedPartition, Any]] = []  # segments that came with the claims
         self.due_seconds: float | None = None
         self.unregistered: list[Queue] = []
 
@@ -126,13 +123,14 @@ class Claims:
         self._cache = _Cache()
 
     async def claim(self, requests: Sequence[ClaimRequest]) -> list[ClaimOutcome]:
-        """Claim for all requests in one commit (per bucket the requests are served in order), and read ahead.
+        """Claim for all requests in one commit (per bucket the requests are served in order), and read the beginning.
 
-        The keys the keyring lacks are found out when a slice is read, not here.
+        Small segments come with the claim. A first segment that did not is taken from the cache, or read here, so
+        that a pop within one segment needs nothing more. What the keyring lacks is found out when slices are read.
         """
         outcomes = [ClaimOutcome() for _ in requests]
 
-        async def work(connection: Connection) -> list[Any]:
+        async def work(connection: Connection) -> list[tuple[ClaimOutcome, Any]]:
             if self._buckets == 1:
                 await self._claim_bucket(connection, 0, requests, outcomes)
             else:
@@ -140,10 +138,10 @@ class Claims:
                 async with connection.transaction():
                     for bucket in buckets:
                         await self._claim_bucket(connection, bucket, requests, outcomes)
-            return await self._read_ahead(connection, outcomes)
+            return await self._read_first(connection, outcomes)
 
         for outcome, row in await self._bridge.run(work):
-            outcome.slices.append(self._segment(row, outcome.claims[0]).slice(outcome.claims[0]))
+            outcome.rows.append((outcome.claims[0], row))
         return outcomes
 
     async def _promising(
@@ -207,6 +205,9 @@ class Claims:
             if verdict == "nothing":
                 outcome.due(row["due_seconds"])
                 continue
+            if verdict == "segment":
+                outcome.rows.append((outcome.claims[-1], row))
+                continue
             queue = next(q for q in requests[row["request"]].queues if q.queue_id == row["queue_id"])
             if verdict == "unregistered":
                 if queue not in outcome.unregistered:
@@ -224,31 +225,33 @@ class Claims:
                 )
             )
 
-    async def _read_ahead(self, connection: Connection, outcomes: Sequence[ClaimOutcome]) -> list[Any]:
-        """asyncio flavor. The first segment of each outcome's first claim, unless the cache has it."""
-        wanted = []
+    async def _read_first(
+        self, connection: Connection, outcomes: Sequence[ClaimOutcome]
+    ) -> list[tuple[ClaimOutcome, Any]]:
+        """asyncio flavor. The first segment of those outcomes whose claim came without it."""
+        wanted: dict[int, list[ClaimOutcome]] = {}
         for outcome in outcomes:
-            if not outcome.claims:
-                continue
-            claim = outcome.claims[0]
-            cached = self._cache.get(claim.partition_id, claim.first)
-            if cached is not None:
-                outcome.slices.append(cached.slice(claim))
-            else:
-                wanted.append(outcome)
-        found = []
-        for outcome in wanted:
-            claim = outcome.claims[0]
-            rows = await self._read_rows(connection, [claim], 1)
-            if rows:
-                found.append((outcome, rows[0]))
+            if outcome.claims and not outcome.rows:
+                claim = outcome.claims[0]
+                if self._cache.get(claim.partition_id, claim.first) is None:
+                    wanted.setdefault(bucket_of(claim.partition_id, self._buckets), []).append(outcome)
+        found: list[tuple[ClaimOutcome, Any]] = []
+        for asking in wanted.values():
+            rows = await self._read_rows(connection, [outcome.claims[0] for outcome in asking], 1, each=True)
+            found += [(asking[row["part"] - 1], row) for row in rows]
         return found
 
     async def _read_rows(
-        self, connection: Connection, claims: Sequence[ClaimedPartition], max_bytes: int, firsts: Sequence[int] = ()
+        self,
+        connection: Connection,
+        claims: Sequence[ClaimedPartition],
+        max_bytes: int,
+        *,
+        firsts: Sequence[int] = (),
+        each: bool = False,
     ) -> Sequence[Any]:
-        """asyncio flavor. Claims of one bucket."""
-        return await connection.fetch(  # type: ignore[no-any-return]
+        """asyncio flavor. Segments of claims of one bucket, from ``firsts`` on; ``each``: the bound is per claim."""
+        rows: Sequence[Any] = await connection.fetch(
             _READ,
             bucket_of(claims[0].partition_id, self._buckets),
             [claim.partition_id for claim in claims],
@@ -256,7 +259,9 @@ class Claims:
             [claim.end for claim in claims],
             max_bytes,
             READ_SEGMENTS,
+            each,
         )
+        return rows
 
     def _segment(self, row: Any, claim: ClaimedPartition) -> Segment:
         body = Body(row["codec"], row["raw_bytes"], row["key_id"], row["body"])
@@ -273,40 +278,46 @@ class Claims:
         return segment
 
     async def slices(self, outcome: ClaimOutcome) -> AsyncIterator[SegmentSlice]:
-        """The messages of an outcome in order, read as they are asked for."""
-        done: dict[UUID, int] = {}
-        for piece in outcome.slices:
-            done[piece.claim.partition_id] = piece.first + piece.count
-            yield piece
-        left = [claim for claim in outcome.claims if done.get(claim.partition_id, claim.first) < claim.end]
-        while left:
-            head = left[0]
-            bucket = bucket_of(head.partition_id, self._buckets)
-            same = []
-            for claim in left:  # neighbours of the same bucket can be read in one call without losing the order
-                if bucket_of(claim.partition_id, self._buckets) != bucket:
-                    break
-                same.append(claim)
-            firsts = [done.get(claim.partition_id, claim.first) for claim in same]
-            cached = self._cache.get(head.partition_id, firsts[0])
-            if cached is not None and cached.base_offset + cached.message_count >= head.end:
-                rest = msgspec.structs.replace(head, first=firsts[0])
-                done[head.partition_id] = head.end
-                yield msgspec.structs.replace(cached.slice(rest), claim=head)
-            else:
-                rows = await self._bridge.run(
-                    lambda connection: self._read_rows(connection, same, READ_BYTES, firsts),  # noqa: B023  awaited here
-                    writes=False,
-                )
-                for row in rows:
-                    claim = same[row["part"] - 1]
-                    rest = msgspec.structs.replace(claim, first=done.get(claim.partition_id, claim.first))
-                    piece = self._segment(row, claim).slice(rest)
-                    done[claim.partition_id] = piece.first + piece.count
-                    yield msgspec.structs.replace(piece, claim=claim)
-                if not rows:
-                    return  # retention or a deletion took what was left
-            left = [claim for claim in left if done.get(claim.partition_id, claim.first) < claim.end]
+        """The messages of an outcome in order, partition by partition, read as they are asked for."""
+        came: dict[UUID, list[Any]] = {}
+        for claim, row in outcome.rows:
+            came.setdefault(claim.partition_id, []).append(row)
+        outcome.rows = []  # what is sent is not held
+        at = 0  # the claim that is being served
+        first = outcome.claims[0].first if outcome.claims else 0  # its next offset
+        while at < len(outcome.claims):
+            claim = outcome.claims[at]
+            rows = came.pop(claim.partition_id, None)
+            pieces = None if rows is None else [(claim, self._segment(row, claim)) for row in rows]
+            if pieces is None:
+                cached = self._cache.get(claim.partition_id, first)
+                pieces = [(claim, cached)] if cached is not None else await self._read(outcome.claims[at:], first, came)
+            for owner, segment in pieces:
+                if owner is not claim:
+                    at = outcome.claims.index(owner, at)
+                    claim, first = owner, owner.first
+                yield segment.slice(claim, first)
+                first = min(segment.base_offset + segment.message_count, claim.end)
+            if not pieces or first >= claim.end:  # done, or retention or a deletion took what was left
+                at += 1
+                first = outcome.claims[at].first if at < len(outcome.claims) else 0
+
+    async def _read(
+        self, claims: Sequence[ClaimedPartition], first: int, came: dict[UUID, list[Any]]
+    ) -> list[tuple[ClaimedPartition, Segment]]:
+        """The next segments of the first claim from ``first`` on, and of those after it that one call can serve:
+        neighbours in the same bucket of which nothing is at hand."""
+        bucket = bucket_of(claims[0].partition_id, self._buckets)
+        together = [claims[0]]
+        for claim in claims[1:]:
+            if bucket_of(claim.partition_id, self._buckets) != bucket or claim.partition_id in came:
+                break
+            together.append(claim)
+        firsts = [first, *(claim.first for claim in together[1:])]
+        rows = await self._bridge.run(
+            lambda connection: self._read_rows(connection, together, READ_BYTES, firsts=firsts), writes=False
+        )
+        return [(together[row["part"] - 1], self._segment(row, together[row["part"] - 1])) for row in rows]
 
     async def give_back(self, outcome: ClaimOutcome, group: str, lease_id: UUID | None) -> None:
         """Undo a claim of which nothing reached its consumer; its attempt does not count."""

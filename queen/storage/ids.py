@@ -102,6 +102,9 @@ def uuid7_bound(milliseconds: int, *, high: bool) -> UUID:
 
 def ranges_of(uuid7s: Sequence[str]) -> list[IdRange]:
     """Cover UUIDv7 texts with few narrow ranges: ids less than a second apart share one."""
+    least, greatest = min(uuid7s), max(uuid7s)
+    if _milliseconds_of(greatest) - _milliseconds_of(least) <= _CLUSTER_GAP_MS:
+        return [_range(least, greatest)]
     ordered = sorted(uuid7s)
     ranges = []
     least = last = ordered[0]
@@ -119,21 +122,24 @@ def _range(least: str, greatest: str) -> IdRange:
     return IdRange(UUID(least), UUID(greatest), uuid7_bound(milliseconds, high=True))
 
 
-def all_canonical_uuid7(ids: Sequence[str]) -> bytes | None:
-    """The ids as 16 bytes each if all of them are canonical UUIDv7 texts, else None. ~0.1 µs an id: slices, no loop."""
+def packed_uuids(ids: Sequence[str]) -> tuple[bytes, str] | None:
+    """If all ids are canonical UUID texts: them as 16 bytes each, and their version digits; else None.
+
+    ~0.1 µs an id: slices over the joined text, no loop.
+    """
     joined = "".join(ids)
     count = len(ids)
     if len(joined) != 36 * count or joined != joined.lower() or set(map(len, ids)) != {36}:
         return None
     if not (joined[8::36] == joined[13::36] == joined[18::36] == joined[23::36] == "-" * count):
         return None
-    if joined[14::36] != "7" * count or not set(joined[19::36]) <= set("89ab"):
+    if not set(joined[19::36]) <= set("89ab"):
         return None
     try:
         packed = bytes.fromhex(joined.replace("-", ""))
     except ValueError:
         return None
-    return packed if len(packed) == 16 * count else None
+    return (packed, joined[14::36]) if len(packed) == 16 * count else None
 
 
 def is_near(uuid7: str, now_ms: int) -> bool:
@@ -152,11 +158,14 @@ class SplitIds(NamedTuple):
 
 def split_ids(ids: Sequence[str], now_ms: int) -> SplitIds:
     """Tell the ids checked by range from those that get a key of their own."""
-    packed = all_canonical_uuid7(ids)
-    if packed is not None:
-        least, greatest = min(ids), max(ids)
-        if is_near(least, now_ms) and is_near(greatest, now_ms):
+    found = packed_uuids(ids)
+    if found is not None:
+        packed, versions = found
+        if versions == "7" * len(ids) and is_near(min(ids), now_ms) and is_near(max(ids), now_ms):
             return SplitIds(packed, list(ids), [], [])
+        if "7" not in versions:
+            keys = [b"u" + packed[at : at + 16] for at in range(0, len(packed), 16)]
+            return SplitIds(None, [], [], list(enumerate(keys)))
     parts: list[bytes] = []
     near: list[str] = []
     far: list[str] = []

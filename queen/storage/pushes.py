@@ -13,6 +13,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Final
 from uuid import UUID
 
+import msgspec
+
 from queen.errors import EncryptionUnavailable, StorageUnavailable
 from queen.model.message import NewMessage, PushResult
 from queen.model.queue import Queue
@@ -56,12 +58,14 @@ class Woken:
 
 
 class PushRequest:
-    """One client's messages, in order."""
+    """One client's messages, in order. ``payload_bytes``: of all its payloads."""
 
-    __slots__ = ("messages", "producer_sub")
+    __slots__ = ("messages", "payload_bytes", "payloads", "producer_sub")
 
     def __init__(self, messages: Sequence[NewMessage], producer_sub: str | None) -> None:
         self.messages = messages
+        self.payloads = [message.payload for message in messages]
+        self.payload_bytes = sum(map(len, self.payloads))
         self.producer_sub = producer_sub
 
 
@@ -72,6 +76,7 @@ class _Part:
         self.queue_name = queue_name
         self.partition = partition
         self.messages: list[NewMessage] = []
+        self.payloads: list[bytes] = []
         self.subs: list[bytes] = []
         # set by prepare
         self.queue: Queue
@@ -134,14 +139,16 @@ class _Call:
         fresh = [place for place in part.fresh if place not in part.stored]
         whole = len(fresh) == len(part.messages)
         messages = part.messages if whole else [part.messages[place] for place in fresh]
+        payloads = part.payloads if whole else [part.payloads[place] for place in fresh]
         subs = part.subs if whole else [part.subs[place] for place in fresh]
         ids = part.ids if whole or part.ids is None else [part.ids[place] for place in fresh]
         uuid7s: list[str] = []
         far: list[str] = []
         if messages:
-            for start, end in runs_of([len(message.payload) + 160 for message in messages]):
+            traces = [message.trace_id for message in messages]
+            for start, end in runs_of(list(map(len, payloads))):
                 run_ids = None if ids is None else ids[start:end]
-                lines = build_lines(part.partition_id, messages[start:end], run_ids, subs[start:end])
+                lines = build_lines(part.partition_id, run_ids, traces[start:end], subs[start:end], payloads[start:end])
                 split = None if run_ids is None else split_ids(run_ids, self.now_ms)
                 self.segments.append((number, fresh[start:end], seal(lines, part.partition_id, keyring), split))
                 if split is not None:
@@ -240,18 +247,27 @@ class Flush:
         self._keyring = keyring
         self._buckets = buckets
         self._parts: dict[tuple[str, str], _Part] = {}
+        self._runs: list[list[tuple[_Part, int, int]]] = []  # per request: its messages as runs (part, start, end)
         for request in requests:
             sub = json_text(request.producer_sub) if request.producer_sub else b"null"
-            last: tuple[str, str] | None = None
-            part: _Part
-            for message in request.messages:
-                key = (message.queue, message.partition)
-                if key != last:
-                    found = self._parts.get(key)
-                    part = self._parts[key] = _Part(*key) if found is None else found
-                    last = key
-                part.messages.append(message)
-                part.subs.append(sub)
+            runs: list[tuple[_Part, int, int]] = []
+            messages, payloads = request.messages, request.payloads
+            start = 0
+            while start < len(messages):
+                queue, partition = messages[start].queue, messages[start].partition
+                end = start + 1
+                while end < len(messages) and messages[end].partition == partition and messages[end].queue == queue:
+                    end += 1
+                part = self._parts.get((queue, partition))
+                if part is None:
+                    part = self._parts[queue, partition] = _Part(queue, partition)
+                at = len(part.messages)
+                part.messages += messages[start:end]
+                part.payloads += payloads[start:end]
+                part.subs += [sub] * (end - start)
+                runs.append((part, at, at + end - start))
+                start = end
+            self._runs.append(runs)
 
     @property
     def queue_names(self) -> set[str]:
@@ -361,14 +377,11 @@ class Flush:
             assert part.ids is not None
             part.results[place] = PushResult(part.ids[place], message_id, partition_id, True)
         for place, earlier in part.repeats.items():
-            part.results[place] = part.results[earlier]._replace(duplicate=True)
+            part.results[place] = msgspec.structs.replace(part.results[earlier], duplicate=True)
 
     def results(self) -> list[list[PushResult]]:
         """What became of each request's messages, in their order."""
-        at = {key: iter(part.results) for key, part in self._parts.items()}
-        return [
-            [next(at[message.queue, message.partition]) for message in request.messages] for request in self.requests
-        ]
+        return [[result for part, at, end in runs for result in part.results[at:end]] for runs in self._runs]
 
 
 class Pushes:

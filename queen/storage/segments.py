@@ -12,7 +12,7 @@ they are the message ids, and the byte ``\\x00`` (which JSON text cannot hold) s
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from itertools import chain, repeat
 from typing import Final, NamedTuple
@@ -24,7 +24,6 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from queen.errors import EncryptionUnavailable, QueenError
-from queen.model.message import NewMessage
 from queen.storage.ids import INDEX_BYTES, MAX_SEGMENT_MESSAGES, id_tail
 
 PLAIN: Final = 0
@@ -32,6 +31,9 @@ ZSTD: Final = 1
 
 MAX_SEGMENT_BYTES: Final = 1024 * 1024
 """Raw bytes after which a segment ends, so that a small pop never reads much more. One larger message has its own."""
+
+ENVELOPE_BYTES: Final = 120
+"""What a line has besides its payload, nearly."""
 
 _WORTH_COMPRESSING: Final = 256
 """Bytes below which a zstd frame seldom saves anything over its header (measured on 100-200 byte envelopes)."""
@@ -100,58 +102,50 @@ def _plain_texts(values: Sequence[str]) -> bool:
 
 def build_lines(
     partition_id: UUID,
-    messages: Sequence[NewMessage],
     transaction_ids: Sequence[str] | None,
+    trace_ids: Sequence[str | None],
     producer_subs: Sequence[bytes],
+    payloads: Sequence[bytes],
 ) -> bytes:
-    """Lines of the messages, in order. ``transaction_ids`` None: minted. ``producer_subs``: JSON, one a message."""
+    """Lines of the messages, in order; the arguments are columns. ``transaction_ids`` None: minted.
+
+    ``producer_subs`` are JSON. About 0.15 µs a message: the pieces are joined once, in C.
+    """
     tail = id_tail(partition_id).encode()
-    indices = INDEX_BYTES[: len(messages)]
-    traced = any(message.trace_id for message in messages)
-    same_sub = len(set(producer_subs)) == 1
-    if traced or not same_sub:
+    indices = INDEX_BYTES[: len(payloads)]
+    middles: Iterable[bytes]
+    if any(trace_ids) or len(set(producer_subs)) > 1:
         middles = [
-            b'","traceId":%b,"producerSub":%b,"data":'
-            % (b'"%b"' % message.trace_id.encode() if message.trace_id else b"null", sub)
-            for message, sub in zip(messages, producer_subs, strict=True)
+            b'","traceId":%b,"producerSub":%b,"data":' % (b'"%b"' % trace_id.encode() if trace_id else b"null", sub)
+            for trace_id, sub in zip(trace_ids, producer_subs, strict=True)
         ]
     else:
-        middles = [b'","traceId":null,"producerSub":%b,"data":' % producer_subs[0]] * len(messages)
-    payloads = [message.payload for message in messages]
+        middles = repeat(b'","traceId":null,"producerSub":%b,"data":' % producer_subs[0])
     if transaction_ids is None:
-        pieces = zip(
-            repeat(b"\n" + tail),
-            indices,
-            repeat(b'","transactionId":"\x00' + tail),
-            indices,
-            middles,
-            payloads,
-            strict=False,
-        )
+        ids: Iterable[bytes] = indices
+        before = b'","transactionId":"\x00' + tail
     else:
-        texts = (
-            list(map(str.encode, transaction_ids))
-            if _plain_texts(transaction_ids)
-            else [json_text(text)[1:-1] for text in transaction_ids]
-        )
-        pieces = zip(
-            repeat(b"\n" + tail), indices, repeat(b'","transactionId":"'), texts, middles, payloads, strict=False
-        )
+        plain = _plain_texts(transaction_ids)
+        ids = map(str.encode, transaction_ids) if plain else [json_text(text)[1:-1] for text in transaction_ids]
+        before = b'","transactionId":"'
+    pieces = zip(repeat(b"\n" + tail), indices, repeat(before), ids, middles, payloads, strict=False)
     return b"".join(chain.from_iterable(pieces))[1:]
 
 
-def runs_of(sizes: Sequence[int]) -> list[tuple[int, int]]:
-    """Cut messages of these raw sizes into segments: (start, end) pairs within both limits of a segment."""
-    if len(sizes) <= MAX_SEGMENT_MESSAGES and sum(sizes) <= MAX_SEGMENT_BYTES:
-        return [(0, len(sizes))]
+def runs_of(payload_sizes: Sequence[int]) -> list[tuple[int, int]]:
+    """Cut messages with payloads of these sizes into segments: (start, end) within both limits of a segment."""
+    count = len(payload_sizes)
+    if count <= MAX_SEGMENT_MESSAGES and sum(payload_sizes) + ENVELOPE_BYTES * count <= MAX_SEGMENT_BYTES:
+        return [(0, count)]
     runs = []
     start = total = 0
-    for at, size in enumerate(sizes):
+    for at, payload_size in enumerate(payload_sizes):
+        size = payload_size + ENVELOPE_BYTES
         if at > start and (at - start >= MAX_SEGMENT_MESSAGES or total + size > MAX_SEGMENT_BYTES):
             runs.append((start, at))
             start, total = at, 0
         total += size
-    runs.append((start, len(sizes)))
+    runs.append((start, count))
     return runs
 
 

@@ -16,6 +16,7 @@ from queen.routes.wire.body import (
     decode_body,
     fields_of,
     is_text,
+    join_text,
     objects_of,
     text_encoder,
     text_of,
@@ -120,21 +121,21 @@ def to_ack(item: _AckItem, group: str | None, sentences: _AckSentences) -> Ack:
 
 
 def write_acks(results: Sequence[AckResult]) -> bytes:
-    """The answer to one acknowledgement or many: always an array."""
+    """The answer to one acknowledgement or many, at least one: always an array."""
     encode = text_encoder([result.transaction_id for result in results])
     lanes: dict[tuple[str | None, str | None], str] = {}
-    elements = []
+    pieces = []
     for index, result in enumerate(results):
         lane = (result.queue, result.partition)
         names = lanes.get(lane)
         if names is None:
             queue, partition = text_or_null(result.queue), text_or_null(result.partition)
             names = lanes[lane] = f'"queueName":{queue},"partitionName":{partition}'
-        elements.append(
-            f'{{"index":{index},"transactionId":"{encode(result.transaction_id)}",'
+        pieces.append(
+            f'{"[" if index == 0 else ","}{{"index":{index},"transactionId":"{encode(result.transaction_id)}",'
             f'"success":{"true" if result.success else "false"},"error":{text_or_null(result.error)},{names},'
             f'"leaseReleased":{"true" if result.lease_released else "false"},'
             f'"dlq":{"true" if result.dead_lettered else "false"}}}'
         )
-    body = ",".join(elements)
-    return f"[{body}]".encode()
+    pieces.append("]")
+    return join_text(pieces)

@@ -20,6 +20,7 @@ from queen.routes.wire.body import (
     encode_text,
     fields_of,
     is_text,
+    join_text,
     objects_of,
     text_encoder,
     text_of,
@@ -113,34 +114,35 @@ def _read_trace_id(text: str) -> str | None:
 
 
 def write_push(messages: Sequence[NewMessage], results: Sequence[PushResult]) -> bytes:
-    """The answer to a push: one element for each message, in order."""
+    """The answer to a push: one element for each message, in order; at least one."""
     encode = text_encoder([result.transaction_id for result in results])
-    tails: dict[tuple[str, str, str], str] = {}
-    elements = []
+    tails: dict[str, str] = {}
+    pieces = ["["]
     for index, (message, result) in enumerate(zip(messages, results, strict=True)):
-        transaction_id, message_id, partition_id, duplicate = result
-        lane = (message.queue, message.partition, partition_id)
-        tail = tails.get(lane)
-        if tail is None:
-            tail = tails[lane] = _lane(*lane)
+        transaction_id, message_id, partition_id = result.transaction_id, result.message_id, result.partition_id
         if encode is not str:
             transaction_id = encode(transaction_id)
-        if duplicate:
-            status, trace_id = "duplicate", "null"  # of the stored message it is not known here
-        else:
-            status, trace_id = "queued", "null" if message.trace_id is None else f'"{message.trace_id}"'
-        elements.append(
+        status, trace_id = "queued", "null"
+        if result.duplicate:
+            status = "duplicate"  # and the trace id of the stored message is not known here
+        elif message.trace_id is not None:
+            trace_id = f'"{message.trace_id}"'
+        tail = tails.get(partition_id)
+        if tail is None:
+            tail = tails[partition_id] = _tail(message.queue, message.partition, partition_id)
+        pieces.append(
             f'{{"index":{index},"transaction_id":"{transaction_id}","status":"{status}","message_id":"{message_id}",'
-            f'"trace_id":{trace_id},"transactionId":"{transaction_id}","messageId":"{message_id}"{tail}'
+            f'"trace_id":{trace_id},"transactionId":"{transaction_id}","messageId":"{message_id}"'
         )
-    body = ",".join(elements)
-    return f"[{body}]".encode()
+        pieces.append(tail)
+    pieces[-1] = pieces[-1][:-1] + "]"
+    return join_text(pieces)
 
 
-def _lane(queue: str, partition: str, partition_id: str) -> str:
-    """The end of a push result, which all results of one partition share."""
+def _tail(queue: str, partition: str, partition_id: str) -> str:
+    """The end of a push result, which all results of one partition share, and the comma after it."""
     queue, partition = encode_text(queue), encode_text(partition)
     return (
         f',"partition_id":"{partition_id}","partitionId":"{partition_id}",'
-        f'"queueName":{queue},"queue":{queue},"partition":{partition}}}'
+        f'"queueName":{queue},"queue":{queue},"partition":{partition}}},'
     )

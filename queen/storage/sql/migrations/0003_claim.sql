@@ -5,6 +5,8 @@
 --   claimed       offsets first_offset <= o < end_offset of a partition are for `request`
 --   unregistered  the group is not registered on the queue, or the queue is gone
 --   nothing       nothing (more) in this row's queue; due_seconds until something may be ready (NULL: only a push helps)
+--   segment       follows a claim: its first segments, in order, as long as they are small together: a small pop needs
+--                 no second call, and a large segment that the worker may hold in its cache is not sent again
 -- Consecutive rows of the same queue and group that name no partition stop at the first that found nothing.
 -- Waits for no lock: cursors are taken with SKIP LOCKED, and so is the partition row that idling needs.
 CREATE OR REPLACE FUNCTION queen.claim(
@@ -20,7 +22,9 @@ CREATE OR REPLACE FUNCTION queen.claim(
     p_lease_ids uuid[]              -- NULL: autoAck
 ) RETURNS TABLE (
     verdict text, request integer, queue_id uuid, partition_id uuid, partition_name text,
-    first_offset bigint, end_offset bigint, retry_count integer, attempt integer, due_seconds double precision
+    first_offset bigint, end_offset bigint, retry_count integer, attempt integer, due_seconds double precision,
+    base_offset bigint, message_count integer, created_at timestamptz, id_prefix bigint, minted boolean,
+    codec smallint, raw_bytes integer, key_id text, body bytea
 ) LANGUAGE plpgsql
 SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
 SET plan_cache_mode = force_generic_plan SET jit = off
@@ -28,6 +32,7 @@ AS $$
 #variable_conflict use_column
 DECLARE
     c_look_again constant interval := '10 milliseconds';  -- when a push holds the partition that might be idle
+    c_small_bytes constant integer := 65536;  -- of raw envelopes sent with a claim
     v_now timestamptz := coalesce(p_now, clock_timestamp());
     v_request integer := -1;
     v_left integer;
@@ -42,6 +47,8 @@ DECLARE
     v_postponed timestamptz;
     v_due timestamptz;
     v_lease_end timestamptz;
+    v_segment record;
+    v_bytes integer;
     v_empty_queue uuid;
     v_empty_group text;
     v_empty_due double precision;
@@ -182,6 +189,27 @@ BEGIN
             first_offset := v_first; end_offset := v_end; retry_count := v_cursor.retry_count;
             attempt := v_cursor.attempt + 1; due_seconds := NULL;
             RETURN NEXT;
+
+            verdict := 'segment';
+            v_bytes := 0;
+            FOR v_segment IN
+                SELECT s.* FROM queen.segments s
+                WHERE s.bucket = p_bucket AND s.partition_id = v_cursor.partition_id AND s.base_offset < v_end
+                    AND s.base_offset >= (
+                        SELECT b.base_offset FROM queen.segments b
+                        WHERE b.bucket = p_bucket AND b.partition_id = v_cursor.partition_id AND b.base_offset <= v_first
+                        ORDER BY b.base_offset DESC LIMIT 1)
+                ORDER BY s.base_offset LIMIT 256
+            LOOP
+                v_bytes := v_bytes + v_segment.raw_bytes;
+                EXIT WHEN v_bytes > c_small_bytes;
+                base_offset := v_segment.base_offset; message_count := v_segment.message_count;
+                created_at := v_segment.created_at; id_prefix := v_segment.id_prefix; minted := v_segment.minted;
+                codec := v_segment.codec; raw_bytes := v_segment.raw_bytes; key_id := v_segment.key_id;
+                body := v_segment.body;
+                RETURN NEXT;
+            END LOOP;
+            body := NULL;
         END LOOP;
         CONTINUE WHEN v_left <= 0 OR v_partitions_left <= 0;
 

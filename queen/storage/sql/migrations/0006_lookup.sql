@@ -44,10 +44,11 @@ END
 $$;
 
 -- Segments that hold offsets p_firsts <= o < p_ends of the partitions given, in order, until p_max_bytes of raw
--- envelopes are passed (at least one segment). `part` is the place in the arrays, from 1.
+-- envelopes or p_max_segments are reached (at least one segment); with p_each these count for every partition anew.
+-- `part` is the place in the arrays, from 1.
 CREATE OR REPLACE FUNCTION queen.read_segments(
     p_bucket integer, p_partition_ids uuid[], p_firsts bigint[], p_ends bigint[], p_max_bytes bigint,
-    p_max_segments integer
+    p_max_segments integer, p_each boolean
 ) RETURNS TABLE (
     part integer, base_offset bigint, message_count integer, created_at timestamptz, id_prefix bigint, minted boolean,
     codec smallint, raw_bytes integer, key_id text, body bytea
@@ -62,6 +63,10 @@ DECLARE
     s record;
 BEGIN
     FOR i IN 1 .. cardinality(p_partition_ids) LOOP
+        IF p_each THEN
+            v_bytes := 0; v_segments := 0;
+        END IF;
+        EXIT WHEN v_bytes >= p_max_bytes OR v_segments >= p_max_segments;
         FOR s IN
             SELECT seg.* FROM queen.segments seg
             WHERE seg.bucket = p_bucket AND seg.partition_id = p_partition_ids[i] AND seg.base_offset < p_ends[i]
@@ -78,9 +83,7 @@ BEGIN
             RETURN NEXT;
             v_bytes := v_bytes + s.raw_bytes;
             v_segments := v_segments + 1;
-            IF v_bytes >= p_max_bytes OR v_segments >= p_max_segments THEN
-                RETURN;
-            END IF;
+            EXIT WHEN v_bytes >= p_max_bytes OR v_segments >= p_max_segments;
         END LOOP;
     END LOOP;
 END
