@@ -9,8 +9,8 @@ import pytest
 from .support import Broker, Message, data
 
 
-@pytest.mark.parametrize("retry_limit", [1, 2])
-async def test_a_message_that_always_fails_becomes_a_dead_letter(broker: Broker, retry_limit: int) -> None:
+async def consume_until_dead(broker: Broker, retry_limit: int) -> tuple[str, list[Any]]:
+    """One message whose handler always fails: the queue, and the answers to its acknowledgements."""
     name = await broker.create(retry_limit=retry_limit)
     await broker.client.queue(name).push([{"data": {"poison": True}}])
     answers: list[Any] = []
@@ -23,11 +23,23 @@ async def test_a_message_that_always_fails_becomes_a_dead_letter(broker: Broker,
 
     consumer = broker.client.queue(name).batch(1).wait(False).limit(retry_limit + 1)
     await consumer.consume(handler).on_error(give_back)
+    return name, answers
+
+
+@pytest.mark.parametrize("retry_limit", [1, 2])
+async def test_a_message_that_always_fails_becomes_a_dead_letter(broker: Broker, retry_limit: int) -> None:
+    name, answers = await consume_until_dead(broker, retry_limit)
 
     assert [answer["success"] for answer in answers] == [True] * (retry_limit + 1)
     assert [answer["dlq"] for answer in answers] == [False] * retry_limit + [True]
     assert await broker.pop(name) == []
+
+
+async def test_a_dead_letter_is_listed_with_its_error(broker: Broker) -> None:
+    name, _ = await consume_until_dead(broker, retry_limit=1)
+
     letters = (await broker.client.queue(name).dlq().get())["messages"]
+
     assert data(letters) == [{"poison": True}]
     assert "cannot be processed" in letters[0]["errorMessage"]
 
