@@ -89,7 +89,7 @@ def run_supervisor(settings: Settings, *, app: str = DEFAULT_APP, announce: Call
     try:
         exit_code = trio.run(Supervisor(settings, listeners, app=app, announce=announce).run)
     except* StartupError as group:
-        never_served = leaf(group)
+        never_served = first_error(group)
     finally:
         for listener in listeners:
             listener.close()
@@ -98,7 +98,7 @@ def run_supervisor(settings: Settings, *, app: str = DEFAULT_APP, announce: Call
     return exit_code
 
 
-def leaf(group: BaseExceptionGroup[StartupError]) -> StartupError:
+def first_error(group: BaseExceptionGroup[StartupError]) -> StartupError:
     """The first error in the group. Others, of children that failed for the same reason, say the same."""
     error: BaseException = group
     while isinstance(error, BaseExceptionGroup):
@@ -154,11 +154,7 @@ class Supervisor:
         self.app = app
         self.stopping = trio.Event()  # drain and exit
         self.hurry = trio.Event()  # exit now
-        self.database: Embedded | Foreign = (
-            Embedded(settings.data_dir, self.hurry)
-            if settings.database_url is None
-            else Foreign(settings.database_url.reveal())
-        )
+        self.database = choose_database(settings, self.hurry)
         self.slots = [Slot(self, index, listener) for index, listener in enumerate(listeners)]
         self._url = http_url(listeners[0].getsockname())
         self._announce = announce
@@ -416,6 +412,13 @@ class Slot:
             elif self._boot_crashes >= BOOT_CRASHES:
                 self.hopeless = f"workers die before they are ready: the last {how}; what it wrote is in the log above"
         return how
+
+
+def choose_database(settings: Settings, hurry: trio.Event) -> Embedded | Foreign:
+    """The PostgreSQL that the settings name, or the one that comes along. Run it; it is up when ``ready`` is set."""
+    if settings.database_url is not None:
+        return Foreign(settings.database_url.reveal())
+    return Embedded(settings.data_dir, hurry)
 
 
 class Foreign:

@@ -19,8 +19,9 @@ import threading
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
+import msgspec
 import structlog
 import trio
 from hypercorn.app_wrappers import ASGIWrapper
@@ -48,6 +49,24 @@ ORPHAN_MARGIN_SECONDS: Final = 0.4
 STARTUP_SECONDS: Final = 600.0  # migrations of a large database run in here, and other workers wait for them
 KEEP_ALIVE_SECONDS: Final = 75.0  # longer than the 60 s that proxies keep an idle connection
 MAX_HEADER_BYTES: Final = 64 * 1024
+
+
+class Statistics(Protocol):
+    """What a worker reports of its app: counters that grow from its start."""
+
+    @property
+    def pushed(self) -> int: ...
+    @property
+    def popped(self) -> int: ...
+    @property
+    def acked(self) -> int: ...
+
+
+class Service(Protocol):
+    """What a worker asks of its app beside ASGI, if it has it: ``app.extensions["queen"]``."""
+
+    def begin_drain(self) -> None: ...
+    def statistics(self) -> Statistics: ...
 
 
 class Watched:
@@ -93,7 +112,7 @@ class Worker:
     """A worker that has been told to start: it serves ``listener`` until it is told to drain."""
 
     def __init__(self, app: Any, settings: Settings, listener: socket.socket, channel: ControlChannel) -> None:
-        self._app = app
+        self._service: Service | None = getattr(app, "extensions", {}).get("queen")
         self._settings = settings
         self._listener = listener
         self._channel = channel
@@ -136,23 +155,22 @@ class Worker:
         nursery.cancel_scope.cancel()
 
     async def _beat(self) -> None:
-        state = getattr(self._app, "extensions", {}).get("queen")
         due = trio.current_time()
         while True:
             due += HEARTBEAT_SECONDS
             await trio.sleep_until(due)
             lag_seconds = trio.current_time() - due
             due += lag_seconds  # a stall is reported once, not made up for by beats in a row
-            await self._channel.send(
-                Heartbeat(
-                    loop_lag_ms=round(lag_seconds * 1000, 1),
-                    rss_bytes=rss_bytes(),
-                    requests=self._watched.requests,
-                    pushed=getattr(state, "pushed", 0),
-                    popped=getattr(state, "popped", 0),
-                    acked=getattr(state, "acked", 0),
-                )
-            )
+            await self._channel.send(self._heartbeat(lag_seconds))
+
+    def _heartbeat(self, lag_seconds: float) -> Heartbeat:
+        beat = Heartbeat(
+            loop_lag_ms=round(lag_seconds * 1000, 1), rss_bytes=rss_bytes(), requests=self._watched.requests
+        )
+        if self._service is None:
+            return beat
+        done = self._service.statistics()
+        return msgspec.structs.replace(beat, pushed=done.pushed, popped=done.popped, acked=done.acked)
 
     async def _hear_supervisor(self) -> None:
         async for message in self._channel.messages():
@@ -171,9 +189,8 @@ class Worker:
         log.info("draining", why=why, grace_seconds=grace_seconds)
         exit_by(grace_seconds + margin_seconds)
         self._config.graceful_timeout = grace_seconds
-        state = getattr(self._app, "extensions", {}).get("queen")
-        if state is not None:
-            state.begin_drain()  # parked polls end now, with nothing
+        if self._service is not None:
+            self._service.begin_drain()  # parked polls end now, with nothing
         self._stop.set()
 
 

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from queen._version import __version__
-from queen.cli import run
+from queen.cli import migrate, run
 from queen.errors import StartupError
 
 
@@ -20,6 +20,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=f"queen-trio {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     run.add_parser(commands)
+    migrate.add_parser(commands)
     arguments = parser.parse_args(argv)
     try:
         code: int = arguments.command(arguments)

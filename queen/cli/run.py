@@ -16,6 +16,8 @@ from queen.supervisor import DEFAULT_APP, run_supervisor
 
 if TYPE_CHECKING:
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
+else:
+    Commands = "argparse._SubParsersAction"  # cannot be subscripted when it runs
 
 log = structlog.get_logger(__name__)
 

@@ -104,7 +104,7 @@ class Server:
         path = os.pathsep.join(map(str, (*python_path, HERE, HERE.parent.parent)))
         where = () if "--database-url" in flags else ("--data-dir", str(home))
         with self._out.open("wb") as out, self._err.open("wb") as err:
-            self.process = subprocess.Popen(
+            self.process: subprocess.Popen[bytes] = subprocess.Popen(
                 [
                     *(sys.executable, "-P", "-m", "queen", "run"),
                     *("--port", str(port), "--workers", str(workers), *where, *flags),
@@ -114,7 +114,9 @@ class Server:
                 stdout=out,
                 stderr=err,
                 cwd="/",
-                **({} if user is None else {"user": user, "group": user, "extra_groups": []}),
+                user=user,
+                group=user,
+                extra_groups=None if user is None else [],
             )
         self.port = 0
 
@@ -133,7 +135,9 @@ class Server:
             assert self.process.poll() is None, f"exited with {self.process.returncode}:\n{self.log}"
             return re.search(r"listening on http://\S+:(\d+) ", self.output)
 
-        self.port = int(eventually(START_SECONDS, said)[1])
+        found = eventually(START_SECONDS, said)
+        assert found is not None
+        self.port = int(found[1])
         return self
 
     def get(self, path: str = "/", *, seconds: float = 5.0) -> tuple[int, bytes]:
@@ -165,11 +169,12 @@ class Server:
     def stop(self, number: int = signal.SIGTERM) -> int:
         """Signal the supervisor and wait. Returns its exit code."""
         self.process.send_signal(number)
-        return self.process.wait(STOP_SECONDS)
+        return self.wait_exit(STOP_SECONDS)
 
     def wait_exit(self, seconds: float = START_SECONDS) -> int:
         """Its exit code, once it ends by itself."""
-        return self.process.wait(seconds)
+        code: int = self.process.wait(seconds)
+        return code
 
     def end(self) -> None:
         """Leave nothing behind, whatever the test came to."""
