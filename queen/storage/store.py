@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import datetime
 from typing import Final
 from uuid import UUID
 
+import asyncpg
 import outcome
 import trio
 import trio_asyncio
@@ -16,7 +19,7 @@ from queen.config.settings import Settings
 from queen.errors import QueenError, StartupError
 from queen.model.queue import Queue
 from queen.storage.acks import Acks
-from queen.storage.bridge import Bridge, open_bridge
+from queen.storage.bridge import Bridge, Connect, open_bridge
 from queen.storage.catalogue import Catalogue
 from queen.storage.claims import Claims
 from queen.storage.connect import Connection, open_connection
@@ -27,6 +30,8 @@ from queen.storage.segments import Keyring
 from queen.storage.translate import CONNECTION_LOST
 
 _HEALTH_SECONDS: Final = 1.5
+_STARTUP_SECONDS: Final = 5.0
+_STARTUP_PAUSE_SECONDS: Final = 0.1
 _EXPIRE: Final = """
     SELECT * FROM queen.expire($1, NULL, $2,
         clock_timestamp() - make_interval(secs => $3), clock_timestamp() - make_interval(secs => $4),
@@ -119,6 +124,23 @@ class Store:
         return self._bridge.statistics()
 
 
+async def _prepare(connect: Connect, buckets: int) -> int:
+    """asyncio flavor. Migrate; return the number of buckets. A PostgreSQL that is just starting is waited for."""
+    deadline = time.monotonic() + _STARTUP_SECONDS
+    while True:
+        try:
+            connection = await connect()
+            break
+        except CONNECTION_LOST as error:
+            if time.monotonic() >= deadline or isinstance(error, asyncpg.InterfaceError):
+                raise
+            await asyncio.sleep(_STARTUP_PAUSE_SECONDS)
+    try:
+        return await migrate(connection, buckets)
+    finally:
+        await connection.close(timeout=2)
+
+
 @asynccontextmanager
 async def open_store(settings: Settings) -> AsyncIterator[Store]:
     """Connect, migrate, and serve until the block ends. Raises StartupError with one sentence when it cannot."""
@@ -126,20 +148,16 @@ async def open_store(settings: Settings) -> AsyncIterator[Store]:
     async def connect() -> Connection:
         return await open_connection(settings)
 
-    async def prepare() -> int:
-        connection = await connect()
-        try:
-            return await migrate(connection, settings.buckets)
-        finally:
-            await connection.close(timeout=2)
-
     # a loop of its own, so that a failure leaves it as one error and not as a group
     async with trio_asyncio.open_loop():
-        prepared = await outcome.acapture(trio_asyncio.aio_as_trio(prepare))
+        prepared = await outcome.acapture(trio_asyncio.aio_as_trio(_prepare), connect, settings.buckets)
     try:
         buckets = prepared.unwrap()
     except CONNECTION_LOST as error:
-        raise StartupError(f"PostgreSQL cannot be reached: {error or type(error).__name__}") from error
+        reason = "it does not answer" if isinstance(error, TimeoutError) else str(error)
+        raise StartupError(f"PostgreSQL cannot be reached: {reason}") from error
+    except (asyncpg.InvalidAuthorizationSpecificationError, asyncpg.InvalidCatalogNameError) as error:
+        raise StartupError(f"PostgreSQL refuses the connection: {error}") from error
     connections = max(2, settings.db_pool_size // max(1, settings.workers))
     async with (
         trio_asyncio.open_loop(),
