@@ -23,7 +23,7 @@ import trio_asyncio
 from outcome import Error, Outcome, Value
 
 from queen.errors import Draining, Overloaded, StorageUnavailable
-from queen.storage.connect import Connection
+from queen.storage.connect import Connection, hang_up
 from queen.storage.translate import CONNECTION_LOST, RETRYABLE, translate
 
 T = TypeVar("T")
@@ -164,7 +164,7 @@ class _Runner:
                 log.info("storage conflict, trying again", sqlstate=error.sqlstate, attempt=attempt + 1)
             except CONNECTION_LOST as error:
                 if self._connection is not None:
-                    self._connection.terminate()
+                    await hang_up(self._connection)
                     self._connection = None
                 if sent and not job.writes and attempt == 0:
                     continue
@@ -179,7 +179,7 @@ class _Runner:
             try:
                 await self._connection.close(timeout=_CLOSE_SECONDS)
             except (*CONNECTION_LOST, asyncio.CancelledError):
-                self._connection.terminate()
+                await hang_up(self._connection)
 
 
 @asynccontextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 from typing import Final
 
@@ -50,3 +51,9 @@ async def open_connection(settings: Settings, *, application: str = "queen-trio"
         raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     connection.epoch = await connection.fetchval(_EPOCH)
     return connection
+
+
+async def hang_up(connection: Connection) -> None:
+    """asyncio flavor. Drop a connection without a goodbye, and let the loop close its socket before we go on."""
+    connection.terminate()
+    await asyncio.sleep(0)

@@ -17,7 +17,7 @@ import trio
 import trio_asyncio
 
 from queen.storage.bridge import Bridge, Connect
-from queen.storage.connect import Connection
+from queen.storage.connect import Connection, hang_up
 from queen.storage.translate import CONNECTION_LOST
 
 CHANNEL: Final = "queen_wake"
@@ -89,7 +89,7 @@ class Notifications:
         except CONNECTION_LOST as error:
             log.info("listening connection lost, will reconnect", error=type(error).__name__)
         finally:
-            connection.terminate()
+            await hang_up(connection)
 
     def _received(self, _connection: Any, _pid: int, _channel: str, payload: object) -> None:
         sender, *keys = str(payload).split(",")
