@@ -5,10 +5,11 @@ What must hold about messages, cursors and leases is decided in storage, under i
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
-from typing import Final
+from typing import Final, NamedTuple
 from uuid import UUID, uuid4
 
 import structlog
@@ -53,6 +54,9 @@ _SWEEP_SECONDS: Final = 1.0
 _LOOK_AGAIN_SECONDS: Final = 0.02
 """When something is ready but another call holds it: about the time of a commit."""
 
+_GONE_TRIES: Final = 5
+"""Looks that a pop may have to repeat because queues were deleted under it."""
+
 _NOTIFY_PAUSE_SECONDS: Final = 0.002
 """Least time between two notifications of this worker: under load they are folded, an idle one goes at once."""
 
@@ -76,13 +80,21 @@ class LeasedBatch:
 
     @property
     def message_count(self) -> int:
-        return sum(claim.end - claim.first for claim in self._outcome.claims)
+        return sum(claim.end - claim.first - len(claim.skipped) for claim in self._outcome.claims)
 
     def slices(self) -> AsyncIterator[SegmentSlice]:
         return self._engine.store.claims.slices(self._outcome)
 
     async def give_back(self) -> None:
         await self._engine.give_back(self._outcome, self.group, self.lease_id)
+
+
+class _Look(NamedTuple):
+    """What a look at storage found. ``gone``: a queue or group that this worker believed in is not there any more."""
+
+    batch: LeasedBatch | None = None
+    due_seconds: float | None = None
+    gone: bool = False
 
 
 class Engine:
@@ -150,22 +162,26 @@ class Engine:
         deadline = trio.current_time() + (request.timeout_seconds or 0)
         topic = Topic(request.group, request.queue, request.partition, request.namespace, request.task)
         since: datetime | None = None
+        gone = 0
         with self._wakeups.visit(topic) as lot:
             while True:
                 seen = lot.signals
                 queues = await self._queues_for(request)
                 if not queues and since is None and request.start.mode is StartMode.NEW:
                     since = await self.store.now()
-                batch, due = await self._claim(request, queues, since)
-                if batch is not None:
+                look = await self._look(request, queues, since)
+                if look.batch is not None:
                     lot.wake(1)  # there may be more
-                    return batch
+                    return look.batch
+                if look.gone and gone < _GONE_TRIES:
+                    gone += 1  # deleted, perhaps created anew, by another worker: what is there now counts
+                    continue
                 if self._draining or trio.current_time() >= deadline:
                     return None
                 if lot.signals != seen:
                     continue
-                if due is not None:
-                    self._wakeups.set_timer(lot, max(due, _LOOK_AGAIN_SECONDS))
+                if look.due_seconds is not None:
+                    self._wakeups.set_timer(lot, max(look.due_seconds, _LOOK_AGAIN_SECONDS))
                 with trio.move_on_at(deadline):
                     await lot.park()
                 if self._draining:
@@ -177,10 +193,8 @@ class Engine:
         queue = self.store.catalogue.cached(request.queue) or await self.store.catalogue.find(request.queue)
         return [queue] if queue else []
 
-    async def _claim(
-        self, request: PopRequest, queues: list[Queue], since: datetime | None
-    ) -> tuple[LeasedBatch | None, float | None]:
-        """One look: a batch, or in how many seconds another look is worth it."""
+    async def _look(self, request: PopRequest, queues: list[Queue], since: datetime | None) -> _Look:
+        """One look: a batch, or when another look is worth it."""
         group = request.group
         start = StartFrom() if group == QUEUE_MODE else request.start
         catalogue = self.store.catalogue
@@ -189,11 +203,10 @@ class Engine:
             for queue in queues
             if catalogue.is_registered(queue.queue_id, group) or await catalogue.register(queue, group, start, since)
         ]
-        due: float | None = None
-        if len(known) > 1:
-            known, due = await self._ready_first(known, group)
         if not known:
-            return None, due
+            return _Look(gone=bool(queues))
+        if len(known) > 1:
+            known = await self._ready_first(known, group)
         lease_id = None if request.auto_ack else uuid4()
         outcome = await self._claims.submit(
             ClaimRequest(
@@ -206,22 +219,21 @@ class Engine:
             )
         )
         if outcome.claims:
-            return LeasedBatch(self, outcome, group, lease_id), None
-        if outcome.unregistered:
-            for queue in outcome.unregistered:
-                catalogue.forget(queue.name)
-                catalogue.forget_group(queue.queue_id, group)
-            return None, 0.0  # the group or the queue went away under us: look again soon
-        return None, outcome.due_seconds
+            return _Look(batch=LeasedBatch(self, outcome, group, lease_id))
+        for queue in outcome.unregistered:
+            catalogue.forget(queue.name)
+            catalogue.forget_group(queue.queue_id, group)
+        return _Look(due_seconds=outcome.due_seconds, gone=bool(outcome.unregistered))
 
-    async def _ready_first(self, queues: list[Queue], group: str) -> tuple[list[Queue], float | None]:
-        """Of several queues those with something ready, by priority, then by who has waited longest; and when the next
-        of the others is due."""
+    async def _ready_first(self, queues: list[Queue], group: str) -> list[Queue]:
+        """Several queues in the order to serve them: what is ready by priority, then by who has waited longest; the
+        rest after it, for a claim to say when they are due, or that they are gone."""
         dues = await self.store.claims.ready([(queue.queue_id, group) for queue in queues])
-        ready = sorted(
-            (place for place, due in dues.items() if due <= 0), key=lambda at: (-queues[at].options.priority, dues[at])
+        order = sorted(
+            range(len(queues)),
+            key=lambda at: (dues.get(at, math.inf) > 0, -queues[at].options.priority, dues.get(at, math.inf)),
         )
-        return [queues[place] for place in ready], min((due for due in dues.values() if due > 0), default=None)
+        return [queues[at] for at in order]
 
     def _abandon(self, request: ClaimRequest, outcome: ClaimOutcome) -> None:
         """The pop that asked is gone: its claims go back."""

@@ -31,7 +31,7 @@ class Topic(NamedTuple):
     task: str | None = None
 
     @property
-    def hints(self) -> tuple[str, ...]:
+    def hints(self) -> tuple[str, str]:
         """The hints that concern it: news for its group, and news that its queue was born or changed."""
         if self.queue is not None:
             return hint("queue", self.queue, self.group), hint("queue", self.queue, "")
@@ -58,10 +58,11 @@ def hints_of(queue: Queue, group: str) -> list[str]:
 class Lot:
     """The pops that wait for one topic."""
 
-    __slots__ = ("due", "signals", "topic", "users", "waiting")
+    __slots__ = ("due", "hints", "signals", "topic", "users", "waiting")
 
     def __init__(self, topic: Topic) -> None:
         self.topic = topic
+        self.hints = topic.hints
         self.users = 0
         self.signals = 0
         self.due = math.inf  # Trio time at which something may be ready
@@ -105,7 +106,7 @@ class Wakeups:
         lot = self._lots.get(topic)
         if lot is None:
             lot = self._lots[topic] = Lot(topic)
-            for name in topic.hints:
+            for name in lot.hints:
                 self._by_hint.setdefault(name, set()).add(topic)
         lot.users += 1
         try:
@@ -114,7 +115,7 @@ class Wakeups:
             lot.users -= 1
             if lot.users == 0:
                 del self._lots[topic]
-                for name in topic.hints:
+                for name in lot.hints:
                     topics = self._by_hint[name]
                     topics.discard(topic)
                     if not topics:

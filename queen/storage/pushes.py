@@ -312,7 +312,7 @@ class Flush:
         """asyncio flavor, inside a transaction. All buckets; ids are checked under the locks that are then held."""
         woken: list[Woken] = []
         for bucket, call in self.calls.items():
-            checked = False
+            checked = probed = False
             while True:
                 rows = await connection.fetch(_PUSH, *call.arguments(bucket, checked=checked, may_create=may_create))
                 verdict = self._take(call, rows)
@@ -321,16 +321,15 @@ class Flush:
                     break
                 if verdict != "check":
                     return verdict
-                keyed = {row["part"] for row in rows if row["verdict"] == "keyed"}
                 call.drop_stored(rows)
-                if keyed:
-                    # rare: ids from a clock that was far from ours; ask for them by key, under the same locks
-                    call.build()
-                    call.probe_keys(keyed)
-                    again = await connection.fetch(_PUSH, *call.arguments(bucket, checked=False, may_create=may_create))
-                    call.drop_stored(again)
                 call.build()
-                checked = True
+                # rare: ids from a clock that was far from ours are to be asked for by key, under the same locks;
+                # after that everything has been asked
+                keyed = {row["part"] for row in rows if row["verdict"] == "keyed"} if not probed else set()
+                checked = not keyed
+                if keyed:
+                    call.probe_keys(keyed)
+                    probed = True
         return woken
 
     def _take(self, call: _Call, rows: Sequence[Any]) -> list[Woken] | str:
