@@ -7,7 +7,6 @@ is the last message: the other process is gone.
 from __future__ import annotations
 
 import socket
-from collections.abc import AsyncIterator
 from types import TracebackType
 from typing import Final, Self
 
@@ -51,7 +50,7 @@ class Failed(msgspec.Struct, frozen=True, tag="failed"):
 
 Message = Start | Drain | Ready | Heartbeat | Failed
 
-_decoder = msgspec.json.Decoder(Message)
+_decoder: msgspec.json.Decoder[Message] = msgspec.json.Decoder(Message)
 
 
 class ControlChannel:
@@ -60,6 +59,7 @@ class ControlChannel:
     def __init__(self, end: socket.socket) -> None:
         self._stream = trio.SocketStream(trio.socket.from_stdlib_socket(end))
         self._sending = trio.Lock()
+        self._received = bytearray()
 
     async def send(self, message: Message) -> None:
         """Send one message. Raises trio.BrokenResourceError when the other process is gone.
@@ -69,23 +69,21 @@ class ControlChannel:
         async with self._sending:
             await self._stream.send_all(msgspec.json.encode(message) + b"\n")
 
-    async def messages(self) -> AsyncIterator[Message]:
-        """Each message as it comes, until the other process closes its end or dies."""
-        buffer = bytearray()
-        while True:
+    async def receive(self) -> Message | None:
+        """The next message; None when the other process has closed its end or died. Cancelled, it loses nothing."""
+        while (end := self._received.find(b"\n")) < 0:
+            if len(self._received) > MAX_LINE_BYTES:
+                raise ValueError(f"a control message of more than {MAX_LINE_BYTES} bytes")
             try:
                 received = await self._stream.receive_some(65536)
-            except trio.BrokenResourceError:  # killed with our words still unread: the same as its end
-                return
+            except trio.BrokenResourceError:  # it died with our words unread: an end like any other
+                return None
             if not received:
-                return
-            buffer += received
-            while (end := buffer.find(b"\n")) >= 0:
-                line = bytes(buffer[:end])
-                del buffer[: end + 1]
-                yield _decoder.decode(line)
-            if len(buffer) > MAX_LINE_BYTES:
-                raise ValueError(f"a control message of more than {MAX_LINE_BYTES} bytes")
+                return None
+            self._received += received
+        line = bytes(self._received[:end])
+        del self._received[: end + 1]
+        return _decoder.decode(line)
 
     async def aclose(self) -> None:
         await self._stream.aclose()

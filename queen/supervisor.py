@@ -98,7 +98,7 @@ def run_supervisor(settings: Settings, *, app: str = DEFAULT_APP, announce: Call
     return exit_code
 
 
-def first_error(group: BaseExceptionGroup[StartupError]) -> StartupError:
+def first_error(group: BaseExceptionGroup[Any]) -> StartupError:
     """The first error in the group. Others, of children that failed for the same reason, say the same."""
     error: BaseException = group
     while isinstance(error, BaseExceptionGroup):
@@ -334,7 +334,7 @@ class Slot:
             async with trio.open_nursery() as talk:
                 talk.start_soon(self._start_when_database_is_up, channel)
                 talk.start_soon(self._drain_when_stopping, channel, child.cancel_scope)
-                async for message in channel.messages():
+                while (message := await channel.receive()) is not None:
                     self._hear(message)
                 talk.cancel_scope.cancel()
             # Its end of the channel is closed, and that is the last thing a worker does.

@@ -173,7 +173,7 @@ class Worker:
         return msgspec.structs.replace(beat, pushed=done.pushed, popped=done.popped, acked=done.acked)
 
     async def _hear_supervisor(self) -> None:
-        async for message in self._channel.messages():
+        while (message := await self._channel.receive()) is not None:
             if isinstance(message, Drain):
                 self._drain(self._settings.grace_seconds, HARD_EXIT_MARGIN_SECONDS, "asked to")
         self._drain(ORPHAN_GRACE_SECONDS, ORPHAN_MARGIN_SECONDS, "the supervisor is gone")
@@ -224,7 +224,7 @@ def server_config(settings: Settings) -> Config:
 async def run_worker(control: socket.socket, listener: socket.socket, factory: Callable[[Settings], Any]) -> int:
     """Wait to be told to start, then serve. Returns the exit code."""
     async with ControlChannel(control) as channel:
-        start = await anext(channel.messages(), None)
+        start = await channel.receive()
         if not isinstance(start, Start):
             return 0  # drained, or orphaned, before there was anything to do
         settings = decode_settings(start.settings)

@@ -1,0 +1,205 @@
+"""The supervisor's parts that need no process."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+
+import msgspec
+import pytest
+import trio
+import trio.testing
+
+from queen.control import ControlChannel, Drain, Failed, Heartbeat, Message, Ready, Start
+from queen.errors import StartupError
+from queen.supervisor import (
+    MAX_OUTPUT_LINE_BYTES,
+    Backoff,
+    Foreign,
+    describe_exit,
+    first_error,
+    http_url,
+    lines,
+    listen,
+)
+
+
+def test_a_worker_that_dies_is_started_again_at_once_then_later_and_later() -> None:
+    backoff = Backoff(draw=lambda: 0.0)
+
+    assert [backoff.after_death(0.0) for _ in range(7)] == [0.0, 1.0, 2.0, 4.0, 8.0, 10.0, 10.0]
+
+
+def test_jitter_never_makes_the_wait_shorter_than_a_second_or_longer_than_ten() -> None:
+    backoff = Backoff(draw=lambda: 1.0)
+
+    waits = [backoff.after_death(0.0) for _ in range(2000)]
+
+    assert waits[:3] == [0.0, 1.25, 2.5]
+    assert max(waits) == 10.0
+
+
+def test_a_worker_that_has_served_for_a_while_is_started_again_at_once() -> None:
+    backoff = Backoff(draw=lambda: 0.0)
+    for _ in range(5):
+        backoff.after_death(0.0)
+
+    assert backoff.after_death(Backoff.SERVED_SECONDS) == 0.0
+    assert backoff.after_death(0.0) == 1.0
+
+
+def test_listening_sockets_share_a_port_that_nobody_else_can_take() -> None:
+    listeners = listen("127.0.0.1", 0, 3)
+    try:
+        ports = {listener.getsockname()[1] for listener in listeners}
+        assert len(ports) == 1
+        (port,) = ports
+        with pytest.raises(StartupError, match=f"cannot listen on 127.0.0.1 port {port}: Address already in use"):
+            listen("127.0.0.1", port, 1)
+        with socket.create_connection(("127.0.0.1", port)):
+            pass
+    finally:
+        for listener in listeners:
+            listener.close()
+
+
+def test_a_port_is_free_again_right_after_its_server() -> None:
+    (first,) = listen("127.0.0.1", 0, 1)
+    port = first.getsockname()[1]
+    with first, socket.create_connection(("127.0.0.1", port)) as client, first.accept()[0] as served:
+        served.close()  # the server's side closes first: its end of the connection lingers in TIME_WAIT
+        assert client.recv(1) == b""
+
+    (second,) = listen("127.0.0.1", port, 1)
+    second.close()
+
+
+@pytest.mark.parametrize(
+    ("address", "url"),
+    [(("127.0.0.1", 80), "http://127.0.0.1:80"), (("::1", 6632, 0, 0), "http://[::1]:6632")],
+)
+def test_the_url_of_an_address(address: tuple[object, ...], url: str) -> None:
+    assert http_url(address) == url
+
+
+@pytest.mark.parametrize(
+    ("code", "how"),
+    [
+        (0, "exited with code 0"),
+        (1, "exited with code 1"),
+        (-15, "was killed by SIGTERM"),
+        (-9, "was killed by SIGKILL (perhaps for lack of memory)"),
+    ],
+)
+def test_how_a_process_ended_in_words(code: int, how: str) -> None:
+    assert describe_exit(code) == how
+
+
+def test_the_first_error_of_nested_groups() -> None:
+    error = StartupError("no")
+    inner = ExceptionGroup("inner", [error, StartupError("nor this")])
+
+    assert first_error(ExceptionGroup("outer", [inner])) is error
+
+
+@pytest.mark.parametrize(
+    ("url", "where"),
+    [
+        ("postgresql://me:secret@db.example:5432/queen", "database queen on db.example"),
+        ("postgresql://me:secret@/queen?host=%2Frun%2Fpg", "database queen on /run/pg"),
+        ("postgresql:///", "database postgres on localhost"),
+    ],
+)
+def test_where_a_foreign_database_is_without_its_password(url: str, where: str) -> None:
+    assert Foreign(url).where == where
+
+
+async def test_lines_of_output_however_they_arrive() -> None:
+    sending, receiving = trio.testing.memory_stream_one_way_pair()
+    seen: list[bytes] = []
+
+    async def read() -> None:
+        seen.extend([line async for line in lines(receiving)])
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(read)
+        for part in (b"on", b"e\ntwo\n\nthr", b"ee"):
+            await sending.send_all(part)
+        await sending.aclose()
+
+    assert seen == [b"one", b"two", b"", b"three"]
+
+
+async def test_a_line_without_end_is_cut_instead_of_kept() -> None:
+    sending, receiving = trio.testing.memory_stream_one_way_pair()
+
+    async def write() -> None:
+        await sending.send_all(b"x" * (3 * MAX_OUTPUT_LINE_BYTES))
+        await sending.aclose()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(write)
+        pieces = [line async for line in lines(receiving)]
+
+    assert b"".join(pieces) == b"x" * (3 * MAX_OUTPUT_LINE_BYTES)
+    assert all(len(piece) <= 4 * MAX_OUTPUT_LINE_BYTES for piece in pieces)
+
+
+async def test_messages_arrive_whole_and_in_order_and_end_with_the_other_side() -> None:
+    here, there = socket.socketpair()
+    sent: list[Message] = [
+        Ready(),
+        Heartbeat(loop_lag_ms=0.5, rss_bytes=1),
+        Failed(error="line\nbreak"),
+        Drain(),
+    ]
+    async with ControlChannel(here) as worker, ControlChannel(there) as supervisor:
+        for message in sent:
+            await worker.send(message)
+        await worker.aclose()
+
+        assert [await supervisor.receive() for _ in sent] == sent
+        assert await supervisor.receive() is None
+
+
+async def test_half_a_message_is_not_lost_to_a_receive_that_is_cancelled() -> None:
+    here, there = socket.socketpair()
+    async with ControlChannel(there) as worker:
+        with here:
+            here.sendall(b'{"type":"dr')
+            with trio.CancelScope() as scope:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(worker.receive)
+                    await trio.testing.wait_all_tasks_blocked()
+                    scope.cancel()
+            here.sendall(b'ain"}\n')
+
+        assert await worker.receive() == Drain()
+        assert await worker.receive() is None
+
+
+async def test_settings_travel_as_they_were_encoded() -> None:
+    here, there = socket.socketpair()
+    async with ControlChannel(here) as supervisor, ControlChannel(there) as worker:
+        await supervisor.send(Start(slot=3, settings=msgspec.Raw(b'{"port":1}')))
+        message = await worker.receive()
+
+    assert isinstance(message, Start)
+    assert bytes(message.settings) == b'{"port":1}'
+
+
+async def test_sending_to_a_process_that_is_gone_says_so() -> None:
+    here, there = socket.socketpair()
+    there.close()
+    async with ControlChannel(here) as channel:
+        with pytest.raises(trio.BrokenResourceError):
+            await channel.send(Drain())
+
+
+def test_the_supervisor_imports_neither_app_nor_driver() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", "import queen.cli, sys; print(*sys.modules)"], capture_output=True, text=True, check=True
+    )
+
+    assert not {"queen.app", "queen.engine.engine", "asyncpg", "quart", "hypercorn"} & set(done.stdout.split())
