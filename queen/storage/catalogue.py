@@ -12,6 +12,7 @@ from typing import Final
 from uuid import UUID, uuid4
 
 import msgspec
+import trio
 
 from queen.model.queue import DEFAULT_PARTITION, Queue, QueueOptions, StartFrom, StartMode, labels_of
 from queen.storage.bridge import Bridge
@@ -47,6 +48,7 @@ class Catalogue:
         self._defaults = defaults
         self._queues: dict[str, Queue] = {}
         self._registered: set[tuple[UUID, str]] = set()
+        self._registering: dict[tuple[UUID, str], trio.Event] = {}
         self.changed: Callable[[Queue], None] = lambda queue: None  # told after a queue was created or configured
 
     def cached(self, name: str) -> Queue | None:
@@ -139,7 +141,20 @@ class Catalogue:
         """Store where a group starts on a queue (what is stored already wins) and give it its cursors.
 
         ``since``: the moment a pop with mode NEW came, if the queue did not exist then. False: the queue is gone.
+        Many consumers of a group start together: the first registers, the others wait for it.
         """
+        key = (queue.queue_id, group)
+        while (ongoing := self._registering.get(key)) is not None:
+            await ongoing.wait()
+            if key in self._registered:
+                return True
+        self._registering[key] = trio.Event()
+        try:
+            return await self._register(queue, group, start, since)
+        finally:
+            self._registering.pop(key).set()
+
+    async def _register(self, queue: Queue, group: str, start: StartFrom, since: datetime | None) -> bool:
         start_at = {StartMode.ALL: None, StartMode.NEW: since, StartMode.FROM: start.at}[start.mode]
 
         async def write(connection: Connection) -> bool:
