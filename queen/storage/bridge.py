@@ -17,6 +17,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final, Generic, TypeVar
 
+import asyncpg
 import structlog
 import trio
 import trio_asyncio
@@ -97,7 +98,9 @@ class Bridge:
         """asyncio flavor."""
         try:
             return await self._connect()
-        except CONNECTION_LOST as error:
+        except asyncpg.TooManyConnectionsError as error:
+            raise translate(error, sent=False) from error
+        except (*CONNECTION_LOST, asyncpg.PostgresError) as error:  # away, or there and refusing us
             raise StorageUnavailable("PostgreSQL cannot be reached; nothing was applied; try again") from error
 
     def close(self) -> None:

@@ -49,7 +49,11 @@ async def open_connection(settings: Settings, *, application: str = "queen-trio"
     raw = connection._transport.get_extra_info("socket")
     if raw is not None and raw.family in (socket.AF_INET, socket.AF_INET6):
         raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    connection.epoch = await connection.fetchval(_EPOCH)
+    try:
+        connection.epoch = await connection.fetchval(_EPOCH)
+    except BaseException:  # whoever waits for this is gone, or it broke at once: nobody else knows the connection
+        await hang_up(connection)
+        raise
     return connection
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import Any, Final
 
+import asyncpg
 import structlog
 import trio
 import trio_asyncio
@@ -73,7 +74,7 @@ class Notifications:
         gone = asyncio.Event()
         try:
             connection = await self._connect()
-        except CONNECTION_LOST as error:
+        except (*CONNECTION_LOST, asyncpg.PostgresError) as error:
             log.debug("listening failed, will try again", error=type(error).__name__)
             return
         try:
@@ -86,7 +87,7 @@ class Notifications:
                     await asyncio.wait_for(gone.wait(), _PING_SECONDS)
                     break
                 await connection.fetchval("SELECT 1", timeout=_PING_SECONDS)
-        except CONNECTION_LOST as error:
+        except (*CONNECTION_LOST, asyncpg.PostgresError) as error:
             log.info("listening connection lost, will reconnect", error=type(error).__name__)
         finally:
             await hang_up(connection)

@@ -14,6 +14,7 @@ RETRYABLE = (asyncpg.DeadlockDetectedError, asyncpg.SerializationError)
 CONNECTION_LOST = (
     asyncpg.PostgresConnectionError,
     asyncpg.InterfaceError,
+    asyncpg.InternalClientError,  # what a query meets when the server has just said goodbye
     asyncpg.AdminShutdownError,
     asyncpg.CrashShutdownError,
     asyncpg.CannotConnectNowError,
