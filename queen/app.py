@@ -5,14 +5,11 @@ Opens the engine with its lifespan. Decides nothing about messages; what a reque
 
 from __future__ import annotations
 
-import random
-import re
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack
 from types import TracebackType
-from typing import Any, Final, Self, cast
+from typing import Any, NoReturn, Self, cast
 
-import msgspec
 import quart
 import structlog
 import trio
@@ -25,96 +22,28 @@ from quart.wrappers.response import DataBody, ResponseBody
 from quart_trio import QuartTrio
 from quart_trio.asgi import TrioASGIHTTPConnection, TrioASGILifespan
 from quart_trio.wrappers import TrioRequest, TrioResponse
-from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound, RequestEntityTooLarge, RequestTimeout
+from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 from werkzeug.routing import BaseConverter, MapAdapter
 
 from queen.config.settings import Settings
-from queen.engine.engine import open_engine
-from queen.errors import QueenError, RequestTooLarge, RouteNotFound, StartupError, StorageUnavailable
+from queen.errors import MethodNotAllowed, RequestStalled, RequestTooLarge, StartupError
 from queen.routes import ROUTES, Route
-from queen.routes.call import Answer, Call, Context, Counters
+from queen.routes.answers import (
+    BODY_STALL_SECONDS,
+    CORS_HEADERS,
+    LINGER_SECONDS,
+    Problem,
+    log_request,
+    problem_of,
+    request_id,
+)
+from queen.routes.call import Answer, Call
 from queen.routes.paths import decode_segment, encoded_path
+from queen.routes.table import find_route
+from queen.service import Service
 from queen.streaming.delivery import Delivery
 
-BODY_STALL_SECONDS: Final = 60.0
-"""A request body must go on arriving: this long without a byte of it ends the request."""
-
-LINGER_SECONDS: Final = 5.0
-"""How long the rest of a refused body is read and dropped. A connection closed with unread data is reset, and the
-client would see that instead of the answer; longer would serve a client that does not stop."""
-
-SLOW_SECONDS: Final = 1.0
-"""A request that took longer than this by no wish of its own is logged at info."""
-
-CORS_HEADERS: Final = (
-    (b"access-control-allow-origin", b"*"),
-    (b"access-control-allow-methods", b"GET, POST, PUT, DELETE, OPTIONS"),
-    (b"access-control-allow-headers", b"Content-Type, Authorization"),
-    (b"access-control-max-age", b"86400"),
-)
-
-_REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}").fullmatch
-
 log = structlog.get_logger("queen.http")
-
-
-class Statistics(msgspec.Struct, frozen=True, kw_only=True):
-    """What an application has done since it started, and what it is doing. See ``queen.routes.call.Counters``."""
-
-    requests: int
-    failed_requests: int
-    pushed: int
-    popped: int
-    acked: int
-    streamed_answers: int
-    backpressure_waits: int
-    requests_in_flight: int
-
-
-class Service:
-    """The running server behind an application: ``app.extensions["queen"]``.
-
-    ``stopped`` is set when the engine is closed: after a shutdown, or because a part of it failed. In the second
-    case the application goes on answering 503, and who runs it should end the process.
-    """
-
-    def __init__(self, settings: Settings) -> None:
-        self.settings = settings
-        self.counters = Counters()
-        self.context: Context | None = None
-        self.requests_in_flight = 0
-        self.stopped = trio.Event()
-        self._draining = False
-
-    def begin_drain(self) -> None:
-        """Shutting down: waiting pops are answered at once, ``/readyz`` says no. Harmless when repeated."""
-        self._draining = True
-        if self.context is not None:
-            self.context.draining = True
-            self.context.engine.begin_drain()
-
-    def statistics(self) -> Statistics:
-        return Statistics(**msgspec.structs.asdict(self.counters), requests_in_flight=self.requests_in_flight)
-
-    @asynccontextmanager
-    async def open(self) -> AsyncIterator[None]:
-        """Open the engine. Raises StartupError with a sentence for the operator."""
-        if self.settings.database_url is None:
-            raise StartupError(
-                "no database: set QUEEN_DATABASE_URL to postgresql://user:password@host/name (or PG_HOST and its "
-                "companions), or start the server with `queen-trio run`, which brings its own"
-            )
-        try:
-            async with open_engine(self.settings) as engine:
-                self.context = Context(engine, self.settings, self.counters, trio.current_time())
-                try:
-                    if self._draining:
-                        self.begin_drain()
-                    yield
-                finally:
-                    self.context = None
-        finally:
-            self.stopped.set()
 
 
 def create_app(settings: Settings) -> QueenApp:
@@ -130,8 +59,7 @@ class Request(TrioRequest):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        given = self.headers.get("X-Request-Id", "")
-        self.id = given if _REQUEST_ID(given) else f"{random.getrandbits(64):016x}"
+        self.id = request_id(self.headers.get("X-Request-Id", ""))
         self.body_scope = trio.CancelScope(deadline=trio.current_time() + BODY_STALL_SECONDS)
         self.call: Call | None = None
         self.error_code: str | None = None
@@ -228,7 +156,14 @@ class Connection(TrioASGIHTTPConnection):
                 finally:
                     if request.call is not None and request.call.delivery is not None:
                         await request.call.delivery.abandon()
-                    _log_request(request, status, trio.current_time() - started_at)
+                    log_request(
+                        request.method,
+                        request.path,
+                        status,
+                        trio.current_time() - started_at,
+                        request.call,
+                        request.error_code,
+                    )
         finally:
             service.requests_in_flight -= 1
         nursery.cancel_scope.cancel()
@@ -337,9 +272,7 @@ class QueenApp(QuartTrio):
     async def _serve(self, route: Route, request: Request, segments: dict[str, str]) -> Response:
         if request.method == "HEAD" and not route.probe:
             raise MethodNotAllowed([route.method])  # Quart lets HEAD through wherever GET goes; this one would pop
-        context = self.service.context
-        if context is None:
-            raise StorageUnavailable("the server is not running: its lifespan has not started, or has ended")
+        context = self.service.require_context()
         body = await self._read_body(request) if route.method == "POST" else b""
         parameters = {name: decode_segment(segment, name) for name, segment in segments.items()}
         request.call = Call(parameters=parameters, query=request.query_string, body=body)
@@ -352,7 +285,7 @@ class QueenApp(QuartTrio):
                 return body
             except RequestEntityTooLarge:
                 raise RequestTooLarge from None
-        raise RequestTimeout
+        raise RequestStalled(BODY_STALL_SECONDS)
 
     def _respond(self, answer: Answer) -> Response:
         status, body = answer
@@ -368,6 +301,11 @@ class QueenApp(QuartTrio):
             return None
         return self.url_map.bind("", request.root_path, None, request.scheme, request.method, request.path)
 
+    def raise_routing_exception(self, request: BaseRequestWebsocket) -> NoReturn:
+        """No such route, or not with this method: said by our table, in our words."""
+        find_route(request.method, request.path)
+        raise AssertionError(f"{request.method} {request.path} is a route of ours and not of Quart's")
+
     async def handle_user_exception(self, error: Exception | BaseExceptionGroup) -> Any:  # type: ignore[override]
         """A group is a bug in a handler, since handlers open no nursery: it is answered as one error, not taken apart.
 
@@ -382,85 +320,20 @@ class QueenApp(QuartTrio):
     def _answer_error(self, error: Exception) -> Response:
         """The one place where an error becomes an answer."""
         request = _current_request()
-        problem = problem_of(error, request.path)
+        problem = _problem_of(error)
         request.error_code = problem.code
         if problem.status >= 500:
             self.service.counters.failed_requests += 1
-        if problem.code == "internal":
-            log.error("unexpected error", exc_info=error)
         response = Answered(problem.encode(request.id), problem.status)
         response.headers.update(problem.headers)
         return response
 
 
-class Problem(msgspec.Struct, frozen=True):
-    """An error as the wire tells it: RFC 9457, plus ``error`` and ``code``, which the published clients read.
-
-    Served as application/json, not application/problem+json: those clients parse nothing else.
-    """
-
-    status: int
-    code: str
-    title: str
-    detail: str
-    headers: dict[str, str] = {}
-
-    def encode(self, request_id: str) -> bytes:
-        if self.code == RouteNotFound.code:  # as the contract has it: clients probe for features with it
-            return msgspec.json.encode(
-                {"error": self.detail, "code": self.code} if self.detail == self.code else {"error": self.detail}
-            )
-        return msgspec.json.encode(
-            {
-                "error": self.detail,
-                "code": self.code,
-                "type": f"urn:queen-trio:error:{self.code}",
-                "title": self.title,
-                "status": self.status,
-                "detail": self.detail,
-                "instance": f"urn:queen-trio:request:{request_id}",
-            }
-        )
-
-
-def problem_of(error: Exception, path: str) -> Problem:
-    """What to tell the client about an error: nothing of our inside unless we raised it for it to read."""
-    if isinstance(error, NotFound):
-        error = RouteNotFound("no_such_route" if path.startswith("/api/v1/") else "Not Found")
-    if isinstance(error, QueenError):
-        retry = error.retry_after_seconds
-        headers = {} if retry is None else {"Retry-After": str(retry)}
-        return Problem(error.status, error.code, error.title, error.detail, headers)
-    if isinstance(error, MethodNotAllowed):
-        allowed = ", ".join(sorted(set(error.valid_methods or ())))
-        detail = f"this route answers {allowed}"
-        return Problem(405, "method_not_allowed", "Method not allowed", detail, {"Allow": allowed})
-    if isinstance(error, HTTPException) and error.code is not None:
+def _problem_of(error: Exception) -> Problem:
+    if isinstance(error, HTTPException) and error.code is not None:  # raised by Quart, or by a view beside ours
         return Problem(error.code, error.name.lower().replace(" ", "_"), error.name, error.description or error.name)
-    return Problem(500, "internal", "Internal error", "Internal error: the server's log has it under this request's id")
+    return problem_of(error)
 
 
 def _current_request() -> Request:
     return cast("Request", quart.request._get_current_object())
-
-
-def _log_request(request: Request, status: int | None, seconds: float) -> None:
-    """One line for each request: who, what, how much, how long; never a payload."""
-    call = request.call
-    facts = {} if call is None else call.facts
-    streamed = call is not None and call.delivery is not None and call.delivery.whole is None
-    patient = call is not None and call.patient
-    say = log.debug
-    if status is not None and status >= 500:
-        say = log.warning
-    elif (status is not None and status >= 400) or streamed or (seconds >= SLOW_SECONDS and not patient):
-        say = log.info
-    say(
-        "request",
-        method=request.method,
-        path=request.path,
-        status=status,
-        duration_seconds=round(seconds, 6),
-        **facts,
-        **({} if request.error_code is None else {"code": request.error_code}),
-    )

@@ -4,7 +4,11 @@ QueenError
 ├── InvalidRequest          400  the request is wrong and was not applied
 ├── NotFound                404  no such thing
 ├── RouteNotFound           404  no such route (or not implemented)
+├── MethodNotAllowed        405  the route answers other methods
+├── RequestStalled          408  the rest of the request did not come
 ├── RequestTooLarge         413  the body is over the limit
+├── HeadTooLarge            431  the request line and the headers are over the limit
+├── UnsupportedCoding       501  the body is encoded for transfer in a way unknown here
 ├── EncryptionUnavailable   409  the queue is encrypted and this server has no usable key
 ├── StorageUnavailable      503  PostgreSQL cannot be reached: nothing was applied
 ├── OutcomeUnknown          503  the connection broke while committing: applied or not, unknown
@@ -15,6 +19,7 @@ QueenError
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 
@@ -49,6 +54,25 @@ class RouteNotFound(QueenError):
     code, status, title = "no_such_route", 404, "No such route"
 
 
+class MethodNotAllowed(QueenError):
+    """The path is a route's, the method is not. ``allowed``: the methods it answers, in order."""
+
+    code, status, title = "method_not_allowed", 405, "Method not allowed"
+
+    def __init__(self, allowed: Sequence[str]) -> None:
+        self.allowed = ", ".join(allowed)
+        super().__init__(f"this route answers {self.allowed}")
+
+
+class RequestStalled(QueenError):
+    """The client began a request and did not go on with it. It was not applied."""
+
+    code, status, title = "request_timeout", 408, "Request timeout"
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(f"the rest of the request did not come within {seconds:g} s")
+
+
 class RequestTooLarge(QueenError):
     """The body is larger than ``max_body_bytes``. Says nothing about the messages in it."""
 
@@ -56,6 +80,24 @@ class RequestTooLarge(QueenError):
 
     def __init__(self) -> None:
         super().__init__("Request body too large")
+
+
+class HeadTooLarge(QueenError):
+    """The request line and the headers are more than this server reads. The request was not applied."""
+
+    code, status, title = "head_too_large", 431, "Request header fields too large"
+
+    def __init__(self, max_bytes: int, max_headers: int) -> None:
+        super().__init__(f"a request may have {max_headers} headers and {max_bytes // 1024} KiB of them")
+
+
+class UnsupportedCoding(QueenError):
+    """The body has a transfer coding other than chunked. The request was not applied."""
+
+    code, status, title = "unsupported_coding", 501, "Transfer coding not supported"
+
+    def __init__(self) -> None:
+        super().__init__("the only transfer coding understood here is chunked")
 
 
 class EncryptionUnavailable(QueenError):

@@ -1,0 +1,82 @@
+"""The running server behind whatever serves HTTP: engine, counters, draining. Knows no socket and no framework.
+
+``app.py`` answers through Quart and ``serving/`` by itself; both work on one Service.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import msgspec
+import trio
+
+from queen.config.settings import Settings
+from queen.engine.engine import open_engine
+from queen.errors import StartupError, StorageUnavailable
+from queen.routes.call import Context, Counters
+
+
+class Statistics(msgspec.Struct, frozen=True, kw_only=True):
+    """What an application has done since it started, and what it is doing. See ``queen.routes.call.Counters``."""
+
+    requests: int
+    failed_requests: int
+    pushed: int
+    popped: int
+    acked: int
+    streamed_answers: int
+    backpressure_waits: int
+    requests_in_flight: int
+
+
+class Service:
+    """The running server behind an application: ``app.extensions["queen"]``.
+
+    ``stopped`` is set when the engine is closed: after a shutdown, or because a part of it failed. In the second
+    case the application goes on answering 503, and who runs it should end the process.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.counters = Counters()
+        self.context: Context | None = None
+        self.requests_in_flight = 0
+        self.stopped = trio.Event()
+        self._draining = False
+
+    def require_context(self) -> Context:
+        """What handlers work with. Raises StorageUnavailable outside the lifespan."""
+        if self.context is None:
+            raise StorageUnavailable("the server is not running: its lifespan has not started, or has ended")
+        return self.context
+
+    def begin_drain(self) -> None:
+        """Shutting down: waiting pops are answered at once, ``/readyz`` says no. Harmless when repeated."""
+        self._draining = True
+        if self.context is not None:
+            self.context.draining = True
+            self.context.engine.begin_drain()
+
+    def statistics(self) -> Statistics:
+        return Statistics(**msgspec.structs.asdict(self.counters), requests_in_flight=self.requests_in_flight)
+
+    @asynccontextmanager
+    async def open(self) -> AsyncIterator[None]:
+        """Open the engine. Raises StartupError with a sentence for the operator."""
+        if self.settings.database_url is None:
+            raise StartupError(
+                "no database: set QUEEN_DATABASE_URL to postgresql://user:password@host/name (or PG_HOST and its "
+                "companions), or start the server with `queen-trio run`, which brings its own"
+            )
+        try:
+            async with open_engine(self.settings) as engine:
+                self.context = Context(engine, self.settings, self.counters, trio.current_time())
+                try:
+                    if self._draining:
+                        self.begin_drain()
+                    yield
+                finally:
+                    self.context = None
+        finally:
+            self.stopped.set()
