@@ -69,6 +69,7 @@ class ClaimedPartition(msgspec.Struct, frozen=True, kw_only=True):
     end: int
     retry_count: int  # failed deliveries of this batch so far
     attempt: int  # 1 on first delivery
+    skipped: tuple[int, ...] = ()  # offsets in between that are not delivered: deleted, or dead-lettered by hand
 
 
 class SegmentSlice(msgspec.Struct, frozen=True, kw_only=True):
@@ -86,7 +87,7 @@ class SegmentSlice(msgspec.Struct, frozen=True, kw_only=True):
     id_prefix: str  # the first 24 characters of a UUIDv7, ending in "-"
     minted: bool
     first: int  # offset of the first line
-    count: int
+    count: int  # offsets covered; lines of messages that are not delivered are left out
     lines: bytes
 
 

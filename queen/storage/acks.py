@@ -200,6 +200,8 @@ class AckFlush:
             head = prefix + tail
             for text in partition.ids:
                 if text.startswith(head) and (index := minted_index(text, prefix, tail, count)) >= 0:
+                    if index in (row["erased"] or ()):
+                        continue
                     partition.offsets[text] = base + index
         elif packed:
             held = {packed[at : at + 16]: at // 16 for at in range(0, len(packed), 16)}

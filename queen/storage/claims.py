@@ -55,13 +55,18 @@ class Segment(msgspec.Struct, frozen=True):
     id_prefix: str
     minted: bool
     lines: bytes
+    erased: tuple[int, ...]  # places of deleted messages: their lines are empty
 
     def slice(self, claim: ClaimedPartition, from_offset: int) -> SegmentSlice:
         """The part of it that the claim covers, from ``from_offset`` on."""
         first = max(from_offset - self.base_offset, 0)
         end = min(claim.end - self.base_offset, self.message_count)
         lines = self.lines
-        if first > 0 or end < self.message_count:
+        if self.erased or claim.skipped:  # the cache may hold a line that was deleted since: claim.skipped knows
+            skipped = {*self.erased, *(offset - self.base_offset for offset in claim.skipped)}
+            kept = enumerate(lines.split(b"\n")[first:end], start=first)
+            lines = b"\n".join([line for place, line in kept if place not in skipped])
+        elif first > 0 or end < self.message_count:
             lines = b"\n".join(lines.split(b"\n", end)[first:end])
         return SegmentSlice(
             claim=claim,
@@ -222,6 +227,7 @@ class Claims:
                     end=row["end_offset"],
                     retry_count=row["retry_count"],
                     attempt=row["attempt"],
+                    skipped=tuple(row["skipped"] or ()),
                 )
             )
 
@@ -272,6 +278,7 @@ class Claims:
             id_prefix=id_prefix_text(row["id_prefix"]),
             minted=row["minted"],
             lines=unseal(body, claim.partition_id, self._keyring, claim.queue),
+            erased=tuple(row["erased"] or ()),
         )
         if claim.end < segment.base_offset + segment.message_count:
             self._cache.put(claim.partition_id, segment)  # the next pop of this partition begins in it

@@ -53,7 +53,8 @@ CREATE OR REPLACE FUNCTION queen.push(
     verdict text, part integer, base_offset bigint, id_prefix bigint, created_at timestamptz,
     message_count integer, minted boolean, transaction_ids bytea, group_name text
 ) LANGUAGE plpgsql
-SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
+SET enable_seqscan = off SET enable_bitmapscan = off SET enable_material = off
+SET enable_hashjoin = off SET enable_mergejoin = off
 SET plan_cache_mode = force_generic_plan SET jit = off
 AS $$
 #variable_conflict use_column
@@ -96,6 +97,9 @@ BEGIN
             ORDER BY given.partition_id
             ON CONFLICT ON CONSTRAINT partitions_pkey DO NOTHING
             RETURNING p.partition_id, p.queue_id
+        ), counted AS (
+            INSERT INTO queen.count_changes (bucket, kind, queue_id, amount, group_name)
+            SELECT p_bucket, 4, born.queue_id, count(*), '' FROM born GROUP BY born.queue_id
         )
         INSERT INTO queen.cursors (bucket, partition_id, group_name, queue_id, committed)
         SELECT p_bucket, born.partition_id, g.name, born.queue_id, 0
@@ -199,6 +203,10 @@ BEGIN
                 FROM given g GROUP BY g.part, g.partition_id
             ) run
             WHERE p.bucket = p_bucket AND p.partition_id = run.partition_id
+        ), counted AS (
+            INSERT INTO queen.count_changes (bucket, kind, queue_id, amount, group_name)
+            SELECT p_bucket, 1, p_partition_queues[g.part], sum(g.message_count), ''
+            FROM given g GROUP BY p_partition_queues[g.part]
         )
         SELECT 'stored', g.number::integer, g.base_offset, g.id_prefix, g.created_at, g.message_count, g.minted,
             NULL::bytea, NULL::text

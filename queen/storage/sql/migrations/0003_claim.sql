@@ -1,8 +1,22 @@
 -- claim: what a pop does. Take leases (or move cursors, with autoAck) for waiting consumers of one bucket.
 
+-- What of a cursor's skips is still ahead of it; NULL when nothing is.
+CREATE OR REPLACE FUNCTION queen.skips_from(p_skips int8multirange, p_committed bigint)
+RETURNS int8multirange LANGUAGE sql IMMUTABLE AS $$
+    SELECT CASE WHEN p_skips IS NULL THEN NULL
+        ELSE nullif(p_skips - int8multirange(int8range(NULL, p_committed)), '{}'::int8multirange) END
+$$;
+
+-- The offsets p_first <= o < p_end that are to be skipped.
+CREATE OR REPLACE FUNCTION queen.skipped(p_skips int8multirange, p_first bigint, p_end bigint)
+RETURNS bigint[] LANGUAGE sql IMMUTABLE AS $$
+    SELECT array_agg(o) FROM unnest(p_skips * int8multirange(int8range(p_first, p_end))) r,
+        generate_series(lower(r), upper(r) - 1) o
+$$;
+
 -- Claim for the requests given, in order; rows of one request are its queues in order of preference.
 -- Verdicts:
---   claimed       offsets first_offset <= o < end_offset of a partition are for `request`
+--   claimed       offsets first_offset <= o < end_offset of a partition are for `request`, without those in `skipped`
 --   unregistered  the group is not registered on the queue, or the queue is gone
 --   nothing       nothing (more) in this row's queue; due_seconds until something may be ready (NULL: only a push helps)
 --   segment       follows a claim: its first segments, in order, as long as they are small together: a small pop needs
@@ -24,9 +38,10 @@ CREATE OR REPLACE FUNCTION queen.claim(
     verdict text, request integer, queue_id uuid, partition_id uuid, partition_name text,
     first_offset bigint, end_offset bigint, retry_count integer, attempt integer, due_seconds double precision,
     base_offset bigint, message_count integer, created_at timestamptz, id_prefix bigint, minted boolean,
-    codec smallint, raw_bytes integer, key_id text, body bytea
+    codec smallint, raw_bytes integer, key_id text, body bytea, erased integer[], skipped bigint[]
 ) LANGUAGE plpgsql
-SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
+SET enable_seqscan = off SET enable_bitmapscan = off SET enable_material = off
+SET enable_hashjoin = off SET enable_mergejoin = off
 SET plan_cache_mode = force_generic_plan SET jit = off
 AS $$
 #variable_conflict use_column
@@ -52,6 +67,9 @@ DECLARE
     v_empty_queue uuid;
     v_empty_group text;
     v_empty_due double precision;
+    v_moved bigint := 0;            -- by how much cursors of the group below have moved, not yet counted
+    v_moved_queue uuid;
+    v_moved_group text;
 BEGIN
     FOR i IN 1 .. cardinality(p_requests) LOOP
         IF p_requests[i] <> v_request THEN
@@ -61,8 +79,16 @@ BEGIN
         END IF;
         CONTINUE WHEN v_left <= 0 OR v_partitions_left <= 0;
 
+        IF v_moved <> 0 AND (v_moved_queue <> p_queue_ids[i] OR v_moved_group <> p_groups[i]) THEN
+            INSERT INTO queen.count_changes (bucket, kind, queue_id, amount, group_name)
+            VALUES (p_bucket, 5, v_moved_queue, v_moved, v_moved_group);
+            v_moved := 0;
+        END IF;
+        v_moved_queue := p_queue_ids[i]; v_moved_group := p_groups[i];
+
         request := v_request; queue_id := p_queue_ids[i]; partition_id := NULL; partition_name := NULL;
         first_offset := NULL; end_offset := NULL; retry_count := NULL; attempt := NULL; due_seconds := NULL;
+        skipped := NULL; erased := NULL;
 
         IF p_partition_ids[i] IS NULL AND v_empty_queue = p_queue_ids[i] AND v_empty_group = p_groups[i] THEN
             verdict := 'nothing'; due_seconds := v_empty_due;
@@ -74,7 +100,7 @@ BEGIN
             make_interval(secs => q.delayed_processing_seconds) AS delay,
             make_interval(secs => q.window_buffer_seconds) AS quiet,
             q.delayed_processing_seconds > 0 AS delays, q.window_buffer_seconds > 0 AS waits_for_quiet,
-            greatest(g.start_at,
+            greatest(g.floor_at,
                 CASE WHEN q.max_wait_time_seconds > 0
                     THEN v_now - make_interval(secs => q.max_wait_time_seconds) END,
                 CASE WHEN q.retention_enabled AND q.retention_seconds > 0
@@ -92,7 +118,7 @@ BEGIN
 
         WHILE v_left > 0 AND v_partitions_left > 0 LOOP
             IF p_partition_ids[i] IS NULL THEN
-                SELECT c.partition_id, c.committed, c.retry_count, c.attempt, p.name, p.next_offset, p.first_offset,
+                SELECT c.partition_id, c.committed, c.retry_count, c.attempt, c.skips, p.name, p.next_offset, p.first_offset,
                     p.last_created_at
                 INTO v_cursor
                 FROM queen.cursors c
@@ -102,7 +128,7 @@ BEGIN
                 ORDER BY c.ready_at LIMIT 1
                 FOR NO KEY UPDATE OF c SKIP LOCKED;
             ELSE
-                SELECT c.partition_id, c.committed, c.retry_count, c.attempt, p.name, p.next_offset, p.first_offset,
+                SELECT c.partition_id, c.committed, c.retry_count, c.attempt, c.skips, p.name, p.next_offset, p.first_offset,
                     p.last_created_at
                 INTO v_cursor
                 FROM queen.cursors c
@@ -129,6 +155,9 @@ BEGIN
                 ORDER BY s.base_offset LIMIT 1;
                 v_first := greatest(v_first, coalesce(v_next, v_end));
             END IF;
+            IF v_cursor.skips IS NOT NULL THEN
+                v_first := coalesce((SELECT upper(r) FROM unnest(v_cursor.skips) r WHERE r @> v_first), v_first);
+            END IF;
 
             IF v_first >= v_end THEN
                 -- drained: idle, but only under the lock that every push takes
@@ -136,10 +165,11 @@ BEGIN
                 WHERE p.bucket = p_bucket AND p.partition_id = v_cursor.partition_id
                 ORDER BY p.partition_id FOR NO KEY UPDATE SKIP LOCKED;
                 CONTINUE WHEN FOUND AND v_next > v_end;  -- a push came between: look again
+                v_moved := v_moved + greatest(v_first - v_cursor.committed, 0);
                 v_postponed := CASE WHEN FOUND THEN NULL ELSE v_now + c_look_again END;
                 UPDATE queen.cursors c SET committed = greatest(c.committed, v_first), ready_at = v_postponed,
                     lease_id = NULL, lease_expires_at = NULL, lease_first = NULL, lease_end = NULL, lease_epoch = NULL,
-                    acked = NULL
+                    acked = NULL, skips = queen.skips_from(c.skips, v_first)
                 WHERE c.bucket = p_bucket AND c.partition_id = v_cursor.partition_id AND c.group_name = p_groups[i];
                 CONTINUE;
             END IF;
@@ -165,6 +195,7 @@ BEGIN
                 END IF;
             END IF;
             IF v_postponed IS NOT NULL THEN
+                v_moved := v_moved + greatest(v_first - v_cursor.committed, 0);
                 UPDATE queen.cursors c SET committed = greatest(c.committed, v_first), ready_at = v_postponed,
                     lease_id = NULL, lease_expires_at = NULL, lease_first = NULL, lease_end = NULL, lease_epoch = NULL,
                     acked = NULL
@@ -173,14 +204,18 @@ BEGIN
             END IF;
 
             IF p_lease_ids[i] IS NULL THEN
+                v_moved := v_moved + v_end - v_cursor.committed;
                 UPDATE queen.cursors c SET committed = v_end, ready_at = v_now, retry_count = 0, attempt = 0,
                     lease_id = NULL, lease_expires_at = NULL, lease_first = NULL, lease_end = NULL, lease_epoch = NULL,
-                    acked = NULL, consumed_at = v_now
+                    acked = NULL, skips = queen.skips_from(c.skips, v_first), consumed_at = v_now
                 WHERE c.bucket = p_bucket AND c.partition_id = v_cursor.partition_id AND c.group_name = p_groups[i];
             ELSE
+                v_moved := v_moved + v_first - v_cursor.committed;
                 UPDATE queen.cursors c SET committed = v_first, ready_at = v_lease_end, attempt = c.attempt + 1,
                     lease_id = p_lease_ids[i], lease_expires_at = v_lease_end, lease_first = v_first,
-                    lease_end = v_end, lease_epoch = p_epoch, acked = NULL
+                    lease_end = v_end, lease_epoch = p_epoch,
+                    acked = c.skips * int8multirange(int8range(v_first, v_end)),
+                    skips = queen.skips_from(c.skips, v_first)
                 WHERE c.bucket = p_bucket AND c.partition_id = v_cursor.partition_id AND c.group_name = p_groups[i];
             END IF;
             v_left := v_left - (v_end - v_first)::integer;
@@ -188,7 +223,9 @@ BEGIN
             verdict := 'claimed'; partition_id := v_cursor.partition_id; partition_name := v_cursor.name;
             first_offset := v_first; end_offset := v_end; retry_count := v_cursor.retry_count;
             attempt := v_cursor.attempt + 1; due_seconds := NULL;
+            skipped := CASE WHEN v_cursor.skips IS NOT NULL THEN queen.skipped(v_cursor.skips, v_first, v_end) END;
             RETURN NEXT;
+            skipped := NULL;
 
             verdict := 'segment';
             v_bytes := 0;
@@ -206,10 +243,10 @@ BEGIN
                 base_offset := v_segment.base_offset; message_count := v_segment.message_count;
                 created_at := v_segment.created_at; id_prefix := v_segment.id_prefix; minted := v_segment.minted;
                 codec := v_segment.codec; raw_bytes := v_segment.raw_bytes; key_id := v_segment.key_id;
-                body := v_segment.body;
+                body := v_segment.body; erased := v_segment.erased;
                 RETURN NEXT;
             END LOOP;
-            body := NULL;
+            body := NULL; erased := NULL;
         END LOOP;
         CONTINUE WHEN v_left <= 0 OR v_partitions_left <= 0;
 
@@ -232,6 +269,10 @@ BEGIN
             v_empty_queue := p_queue_ids[i]; v_empty_group := p_groups[i]; v_empty_due := due_seconds;
         END IF;
     END LOOP;
+    IF v_moved <> 0 THEN
+        INSERT INTO queen.count_changes (bucket, kind, queue_id, amount, group_name)
+        VALUES (p_bucket, 5, v_moved_queue, v_moved, v_moved_group);
+    END IF;
 END
 $$;
 
@@ -246,7 +287,8 @@ CREATE OR REPLACE FUNCTION queen.give_back(
     p_firsts bigint[],
     p_ends bigint[]
 ) RETURNS integer LANGUAGE plpgsql
-SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off
+SET enable_seqscan = off SET enable_bitmapscan = off SET enable_material = off
+SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off
 AS $$
 DECLARE
     v_now timestamptz := coalesce(p_now, clock_timestamp());
@@ -254,9 +296,14 @@ DECLARE
 BEGIN
     FOR i IN 1 .. cardinality(p_partition_ids) LOOP
         IF p_lease_ids[i] IS NULL THEN
-            UPDATE queen.cursors c SET committed = p_firsts[i], ready_at = v_now
-            WHERE c.bucket = p_bucket AND c.partition_id = p_partition_ids[i] AND c.group_name = p_groups[i]
-                AND c.committed = p_ends[i] AND c.lease_id IS NULL;
+            WITH rewound AS (
+                UPDATE queen.cursors c SET committed = p_firsts[i], ready_at = v_now
+                WHERE c.bucket = p_bucket AND c.partition_id = p_partition_ids[i] AND c.group_name = p_groups[i]
+                    AND c.committed = p_ends[i] AND c.lease_id IS NULL
+                RETURNING c.queue_id
+            )
+            INSERT INTO queen.count_changes (bucket, kind, queue_id, amount, group_name)
+            SELECT p_bucket, 5, r.queue_id, p_firsts[i] - p_ends[i], p_groups[i] FROM rewound r;
         ELSE
             UPDATE queen.cursors c SET ready_at = v_now, attempt = greatest(c.attempt - 1, 0), lease_id = NULL,
                 lease_expires_at = NULL, lease_first = NULL, lease_end = NULL, lease_epoch = NULL, acked = NULL
@@ -276,7 +323,7 @@ $$;
 CREATE OR REPLACE FUNCTION queen.extend_lease(
     p_bucket integer, p_now timestamptz, p_epoch integer, p_lease_id uuid, p_seconds integer
 ) RETURNS TABLE (renewed integer, expires_at timestamptz, known boolean) LANGUAGE plpgsql
-SET enable_seqscan = off SET jit = off
+SET enable_seqscan = off SET enable_bitmapscan = off SET enable_material = off SET jit = off
 AS $$
 DECLARE
     v_now timestamptz := coalesce(p_now, clock_timestamp());

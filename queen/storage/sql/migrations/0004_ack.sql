@@ -22,7 +22,8 @@ CREATE OR REPLACE FUNCTION queen.ack(
     p_ends bigint[]
 ) RETURNS TABLE (run integer, lost boolean, released boolean, dead boolean, retry_count integer)
 LANGUAGE plpgsql
-SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
+SET enable_seqscan = off SET enable_bitmapscan = off SET enable_material = off
+SET enable_hashjoin = off SET enable_mergejoin = off
 SET plan_cache_mode = force_generic_plan SET jit = off
 AS $$
 #variable_conflict use_column
@@ -39,11 +40,15 @@ DECLARE
     v_end bigint;
     v_moves boolean;
     v_live boolean;
+    v_committed bigint;             -- of the cursor, before this call
+    v_moved_queues uuid[] := '{}';
+    v_moved_groups text[] := '{}';
+    v_moved bigint[] := '{}';
 BEGIN
     FOR i IN 1 .. v_total LOOP
         IF i = 1 OR p_partition_ids[i] <> p_partition_ids[i - 1] OR p_groups[i] <> p_groups[i - 1] THEN
-            SELECT cu.committed, cu.ready_at, cu.lease_id, cu.lease_expires_at, cu.lease_first, cu.lease_end,
-                cu.lease_epoch, cu.acked, cu.retry_count, cu.attempt, cu.completed_lease_id
+            SELECT cu.queue_id, cu.committed, cu.ready_at, cu.lease_id, cu.lease_expires_at, cu.lease_first,
+                cu.lease_end, cu.lease_epoch, cu.acked, cu.retry_count, cu.attempt, cu.completed_lease_id
             INTO c FROM queen.cursors cu
             WHERE cu.bucket = p_bucket AND cu.partition_id = p_partition_ids[i] AND cu.group_name = p_groups[i]
             FOR NO KEY UPDATE;
@@ -53,8 +58,8 @@ BEGIN
                 SELECT p_bucket, p.partition_id, p_groups[i], p.queue_id, 0, v_now
                 FROM queen.partitions p WHERE p.bucket = p_bucket AND p.partition_id = p_partition_ids[i]
                 ON CONFLICT ON CONSTRAINT cursors_pkey DO NOTHING;
-                SELECT cu.committed, cu.ready_at, cu.lease_id, cu.lease_expires_at, cu.lease_first, cu.lease_end,
-                    cu.lease_epoch, cu.acked, cu.retry_count, cu.attempt, cu.completed_lease_id
+                SELECT cu.queue_id, cu.committed, cu.ready_at, cu.lease_id, cu.lease_expires_at, cu.lease_first,
+                    cu.lease_end, cu.lease_epoch, cu.acked, cu.retry_count, cu.attempt, cu.completed_lease_id
                 INTO c FROM queen.cursors cu
                 WHERE cu.bucket = p_bucket AND cu.partition_id = p_partition_ids[i] AND cu.group_name = p_groups[i]
                 FOR NO KEY UPDATE;
@@ -62,6 +67,7 @@ BEGIN
             SELECT q.retry_limit INTO v_retry_limit
             FROM queen.partitions p JOIN queen.queues q ON q.queue_id = p.queue_id
             WHERE p.bucket = p_bucket AND p.partition_id = p_partition_ids[i];
+            v_committed := c.committed;
             v_request := NULL;
         END IF;
 
@@ -135,7 +141,18 @@ BEGIN
                 lease_epoch = c.lease_epoch, acked = c.acked, retry_count = c.retry_count, attempt = c.attempt,
                 completed_lease_id = c.completed_lease_id, consumed_at = v_now
             WHERE cu.bucket = p_bucket AND cu.partition_id = p_partition_ids[i] AND cu.group_name = p_groups[i];
+            IF c.committed <> v_committed THEN
+                v_moved_queues := v_moved_queues || c.queue_id;
+                v_moved_groups := v_moved_groups || p_groups[i];
+                v_moved := v_moved || c.committed - v_committed;
+            END IF;
         END IF;
     END LOOP;
+    IF cardinality(v_moved) > 0 THEN
+        INSERT INTO queen.count_changes (bucket, kind, queue_id, amount, group_name)
+        SELECT p_bucket, 5, m.queue_id, sum(m.moved), m.group_name
+        FROM unnest(v_moved_queues, v_moved_groups, v_moved) AS m (queue_id, group_name, moved)
+        GROUP BY m.queue_id, m.group_name;
+    END IF;
 END
 $$;

@@ -53,7 +53,7 @@ $$;
 CREATE OR REPLACE FUNCTION queen.configure_bucket(
     p_bucket integer, p_now timestamptz, p_queue_id uuid, p_partition_id uuid, p_partition_name text
 ) RETURNS void LANGUAGE plpgsql
-SET enable_seqscan = off SET jit = off
+SET enable_seqscan = off SET enable_bitmapscan = off SET enable_material = off SET jit = off
 AS $$
 DECLARE
     v_now timestamptz := coalesce(p_now, clock_timestamp());
@@ -67,6 +67,9 @@ BEGIN
             VALUES (p_bucket, p_partition_id, p_queue_id, p_partition_name)
             ON CONFLICT ON CONSTRAINT partitions_pkey DO NOTHING
             RETURNING p.partition_id
+        ), counted AS (
+            INSERT INTO queen.count_changes (bucket, kind, queue_id, amount, group_name)
+            SELECT p_bucket, 4, p_queue_id, 1, '' FROM born
         )
         INSERT INTO queen.cursors (bucket, partition_id, group_name, queue_id, committed)
         SELECT p_bucket, born.partition_id, g.name, p_queue_id, 0
@@ -94,13 +97,22 @@ BEGIN
     IF NOT FOUND THEN
         RETURN false;
     END IF;
-    INSERT INTO queen.consumer_groups (queue_id, name, mode, start_at, created_at)
-    VALUES (p_queue_id, p_group, p_mode,
-        CASE p_mode WHEN 'new' THEN coalesce(p_start_at, v_now) + interval '1 microsecond' WHEN 'from' THEN p_start_at END,
-        v_now)
+    INSERT INTO queen.consumer_groups (queue_id, name, mode, start_at, floor_at, created_at)
+    SELECT p_queue_id, p_group, p_mode, start.at, start.at, v_now
+    FROM (SELECT CASE p_mode WHEN 'new' THEN coalesce(p_start_at, v_now) + interval '1 microsecond'
+        WHEN 'from' THEN p_start_at END AS at) start
     ON CONFLICT ON CONSTRAINT consumer_groups_pkey DO NOTHING;
     RETURN true;
 END
+$$;
+
+-- The offsets of deleted messages of a partition, from p_first on; NULL when there are none.
+CREATE OR REPLACE FUNCTION queen.erased_from(p_bucket integer, p_partition_id uuid, p_first bigint)
+RETURNS int8multirange LANGUAGE sql STABLE AS $$
+    SELECT range_agg(int8range(s.base_offset + place, s.base_offset + place + 1))
+    FROM queen.segments s CROSS JOIN LATERAL unnest(s.erased) AS place
+    WHERE s.bucket = p_bucket AND s.partition_id = p_partition_id AND s.erased IS NOT NULL
+        AND s.base_offset + place >= p_first
 $$;
 
 -- The part of a registration that belongs to one bucket: a cursor in every partition of the queue.
@@ -109,7 +121,7 @@ $$;
 CREATE OR REPLACE FUNCTION queen.register_group_bucket(
     p_bucket integer, p_now timestamptz, p_queue_id uuid, p_group text
 ) RETURNS void LANGUAGE plpgsql
-SET enable_seqscan = off SET jit = off
+SET enable_seqscan = off SET enable_bitmapscan = off SET enable_material = off SET jit = off
 AS $$
 DECLARE
     v_now timestamptz := coalesce(p_now, clock_timestamp());
@@ -120,16 +132,22 @@ BEGIN
     ORDER BY p.partition_id FOR SHARE;
     SELECT g.start_at INTO v_start FROM queen.consumer_groups g WHERE g.queue_id = p_queue_id AND g.name = p_group;
     -- a start in the future or now has nothing stored that is for it; an older one is found at the first claim
-    INSERT INTO queen.cursors (bucket, partition_id, group_name, queue_id, committed, ready_at)
-    SELECT p_bucket, p.partition_id, p_group, p_queue_id, at.first,
-        CASE WHEN at.first < p.next_offset THEN v_now END
-    FROM queen.partitions p
-    CROSS JOIN LATERAL (
-        SELECT CASE WHEN p.last_created_at < v_start THEN p.next_offset ELSE p.first_offset END AS first
-    ) at
-    WHERE p.bucket = p_bucket AND p.queue_id = p_queue_id
-    ORDER BY p.partition_id
-    ON CONFLICT ON CONSTRAINT cursors_pkey DO NOTHING;
+    WITH born AS (
+        INSERT INTO queen.cursors AS c (bucket, partition_id, group_name, queue_id, committed, ready_at, skips)
+        SELECT p_bucket, p.partition_id, p_group, p_queue_id, at.first,
+            CASE WHEN at.first < p.next_offset THEN v_now END,
+            CASE WHEN p.erased > 0 THEN queen.erased_from(p_bucket, p.partition_id, at.first) END
+        FROM queen.partitions p
+        CROSS JOIN LATERAL (
+            SELECT CASE WHEN p.last_created_at < v_start THEN p.next_offset ELSE p.first_offset END AS first
+        ) at
+        WHERE p.bucket = p_bucket AND p.queue_id = p_queue_id
+        ORDER BY p.partition_id
+        ON CONFLICT ON CONSTRAINT cursors_pkey DO NOTHING
+        RETURNING c.committed
+    )
+    INSERT INTO queen.count_changes (bucket, kind, queue_id, amount, group_name)
+    SELECT p_bucket, 5, p_queue_id, sum(born.committed), p_group FROM born HAVING sum(born.committed) > 0;
 END
 $$;
 
@@ -152,7 +170,7 @@ $$;
 -- went; 0 when there is nothing left.
 CREATE OR REPLACE FUNCTION queen.purge(p_bucket integer, p_queue_id uuid, p_limit integer)
 RETURNS integer LANGUAGE plpgsql
-SET enable_seqscan = off SET jit = off
+SET enable_seqscan = off SET enable_bitmapscan = off SET enable_material = off SET jit = off
 AS $$
 DECLARE
     v_ids uuid[];
@@ -166,8 +184,33 @@ BEGIN
     DELETE FROM queen.cursors c WHERE c.bucket = p_bucket AND c.partition_id = ANY (v_ids);
     DELETE FROM queen.dead_letters d WHERE d.bucket = p_bucket AND d.partition_id = ANY (v_ids);
     DELETE FROM queen.partitions p WHERE p.bucket = p_bucket AND p.partition_id = ANY (v_ids);
+    IF coalesce(cardinality(v_ids), 0) = 0 THEN
+        DELETE FROM queen.counts t WHERE t.bucket = p_bucket AND t.queue_id = p_queue_id;
+        DELETE FROM queen.count_changes t WHERE t.bucket = p_bucket AND t.queue_id = p_queue_id;
+    END IF;
     RETURN coalesce(cardinality(v_ids), 0);
 END
+$$;
+
+-- Move the cursors of a partition that lag behind p_until to it: what they had before them is removed. The caller
+-- holds the partition's lock. A cursor with nothing left is found idle by the next claim.
+CREATE OR REPLACE FUNCTION queen.pass_removed(
+    p_bucket integer, p_queue_id uuid, p_partition_id uuid, p_until bigint
+) RETURNS void LANGUAGE sql
+SET enable_seqscan = off SET enable_bitmapscan = off SET enable_material = off SET jit = off
+AS $$
+    WITH lagging AS (
+        SELECT c.group_name, c.committed FROM queen.cursors c
+        WHERE c.bucket = p_bucket AND c.partition_id = p_partition_id AND c.committed < p_until
+        ORDER BY c.group_name FOR NO KEY UPDATE
+    ), moved AS (
+        UPDATE queen.cursors c SET committed = p_until, skips = queen.skips_from(c.skips, p_until)
+        FROM lagging
+        WHERE c.bucket = p_bucket AND c.partition_id = p_partition_id AND c.group_name = lagging.group_name
+        RETURNING c.group_name, p_until - lagging.committed AS distance
+    )
+    INSERT INTO queen.count_changes (bucket, kind, queue_id, amount, group_name)
+    SELECT p_bucket, 5, p_queue_id, sum(moved.distance), moved.group_name FROM moved GROUP BY moved.group_name
 $$;
 
 -- One bounded step of retention in one bucket and queue: remove whole segments from the head of up to p_limit
@@ -178,7 +221,7 @@ CREATE OR REPLACE FUNCTION queen.expire(
     p_bucket integer, p_now timestamptz, p_queue_id uuid, p_before timestamptz, p_completed_before timestamptz,
     p_after timestamptz, p_after_id uuid, p_limit integer
 ) RETURNS TABLE (removed bigint, partitions integer, last_oldest timestamptz, last_id uuid) LANGUAGE plpgsql
-SET enable_seqscan = off SET jit = off
+SET enable_seqscan = off SET enable_bitmapscan = off SET enable_material = off SET jit = off
 AS $$
 #variable_conflict use_column
 DECLARE
@@ -189,6 +232,8 @@ DECLARE
     v_until bigint;
     v_first bigint;
     v_oldest timestamptz;
+    v_erased integer;
+    v_erased_total bigint := 0;
 BEGIN
     removed := 0; partitions := 0;
     FOR v_partition IN
@@ -215,16 +260,27 @@ BEGIN
         ORDER BY s.base_offset LIMIT 1;
         v_until := CASE WHEN FOUND THEN v_first ELSE v_partition.next_offset END;
         IF v_until > v_partition.first_offset THEN
-            DELETE FROM queen.segments s WHERE s.bucket = p_bucket AND s.partition_id = v_partition.partition_id
-                AND s.base_offset < v_until;
+            WITH gone AS (
+                DELETE FROM queen.segments s WHERE s.bucket = p_bucket AND s.partition_id = v_partition.partition_id
+                    AND s.base_offset < v_until
+                RETURNING s.erased
+            )
+            SELECT coalesce(sum(cardinality(gone.erased)), 0) INTO v_erased FROM gone;
+            v_erased_total := v_erased_total + v_erased;
             DELETE FROM queen.transaction_ids t WHERE t.bucket = p_bucket
                 AND t.partition_id = v_partition.partition_id AND t.message_offset < v_until;
-            UPDATE queen.partitions p SET first_offset = v_until,
+            -- cursors never lag behind what is stored: the counts rely on it
+            PERFORM queen.pass_removed(p_bucket, p_queue_id, v_partition.partition_id, v_until);
+            UPDATE queen.partitions p SET first_offset = v_until, erased = p.erased - v_erased,
                 oldest_at = CASE WHEN v_until < p.next_offset THEN v_oldest END
             WHERE p.bucket = p_bucket AND p.partition_id = v_partition.partition_id;
             removed := removed + v_until - v_partition.first_offset;
         END IF;
     END LOOP;
+    INSERT INTO queen.count_changes (bucket, kind, queue_id, amount, group_name)
+    SELECT p_bucket, change.kind, p_queue_id, change.amount, ''
+    FROM (VALUES (2::smallint, removed), (3::smallint, -v_erased_total)) AS change (kind, amount)
+    WHERE change.amount <> 0;
     RETURN NEXT;
 END
 $$;

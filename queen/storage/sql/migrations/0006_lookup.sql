@@ -10,23 +10,24 @@ CREATE OR REPLACE FUNCTION queen.locate(
 ) RETURNS TABLE (
     kind text, part integer, queue_name text, partition_name text, first_offset bigint, low_id uuid, high_id uuid,
     key_number integer, message_offset bigint, message_count integer, id_prefix bigint, minted boolean,
-    transaction_ids bytea
+    transaction_ids bytea, erased integer[]
 ) LANGUAGE plpgsql STABLE
-SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
+SET enable_seqscan = off SET enable_bitmapscan = off SET enable_material = off
+SET enable_hashjoin = off SET enable_mergejoin = off
 SET plan_cache_mode = force_generic_plan SET jit = off
 AS $$
 #variable_conflict use_column
 BEGIN
     RETURN QUERY
         SELECT 'partition', given.part::integer, q.name, p.name, p.first_offset, p.keyed_min, p.keyed_max,
-            NULL::integer, NULL::bigint, NULL::integer, NULL::bigint, NULL::boolean, NULL::bytea
+            NULL::integer, NULL::bigint, NULL::integer, NULL::bigint, NULL::boolean, NULL::bytea, NULL::integer[]
         FROM unnest(p_partition_ids) WITH ORDINALITY AS given (partition_id, part)
         JOIN queen.partitions p ON p.bucket = p_bucket AND p.partition_id = given.partition_id
         JOIN queen.queues q ON q.queue_id = p.queue_id;
     IF cardinality(p_keys) > 0 THEN
         RETURN QUERY
             SELECT 'key', k.part, NULL::text, NULL::text, NULL::bigint, NULL::uuid, NULL::uuid, k.number::integer,
-                t.message_offset, NULL::integer, NULL::bigint, NULL::boolean, NULL::bytea
+                t.message_offset, NULL::integer, NULL::bigint, NULL::boolean, NULL::bytea, NULL::integer[]
             FROM unnest(p_key_parts, p_keys) WITH ORDINALITY AS k (part, transaction_key, number)
             JOIN queen.transaction_ids t ON t.bucket = p_bucket AND t.partition_id = p_partition_ids[k.part]
                 AND t.transaction_key = k.transaction_key;
@@ -34,7 +35,7 @@ BEGIN
     IF cardinality(p_probe_parts) > 0 THEN
         RETURN QUERY
             SELECT 'segment', probe.part, NULL::text, NULL::text, NULL::bigint, NULL::uuid, NULL::uuid, NULL::integer,
-                s.base_offset, s.message_count, s.id_prefix, s.minted, s.transaction_ids
+                s.base_offset, s.message_count, s.id_prefix, s.minted, s.transaction_ids, s.erased
             FROM unnest(p_probe_parts, p_probe_min, p_probe_max, p_probe_bound)
                 AS probe (part, least_id, greatest_id, bound)
             JOIN queen.segments s ON s.bucket = p_bucket AND s.partition_id = p_partition_ids[probe.part]
@@ -51,9 +52,10 @@ CREATE OR REPLACE FUNCTION queen.read_segments(
     p_max_segments integer, p_each boolean
 ) RETURNS TABLE (
     part integer, base_offset bigint, message_count integer, created_at timestamptz, id_prefix bigint, minted boolean,
-    codec smallint, raw_bytes integer, key_id text, body bytea
+    codec smallint, raw_bytes integer, key_id text, body bytea, erased integer[]
 ) LANGUAGE plpgsql STABLE
-SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
+SET enable_seqscan = off SET enable_bitmapscan = off SET enable_material = off
+SET enable_hashjoin = off SET enable_mergejoin = off
 SET plan_cache_mode = force_generic_plan SET jit = off
 AS $$
 #variable_conflict use_column
@@ -79,7 +81,7 @@ BEGIN
             CONTINUE WHEN s.base_offset + s.message_count <= p_firsts[i];
             part := i; base_offset := s.base_offset; message_count := s.message_count; created_at := s.created_at;
             id_prefix := s.id_prefix; minted := s.minted; codec := s.codec; raw_bytes := s.raw_bytes;
-            key_id := s.key_id; body := s.body;
+            key_id := s.key_id; body := s.body; erased := s.erased;
             RETURN NEXT;
             v_bytes := v_bytes + s.raw_bytes;
             v_segments := v_segments + 1;
@@ -92,7 +94,8 @@ $$;
 -- Which of the (queue, group) pairs have something that may be ready now. `place` counts from 1.
 CREATE OR REPLACE FUNCTION queen.ready(p_bucket integer, p_now timestamptz, p_queue_ids uuid[], p_groups text[])
 RETURNS TABLE (place integer, due_seconds double precision) LANGUAGE plpgsql STABLE
-SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
+SET enable_seqscan = off SET enable_bitmapscan = off SET enable_material = off
+SET enable_hashjoin = off SET enable_mergejoin = off
 SET plan_cache_mode = force_generic_plan SET jit = off
 AS $$
 #variable_conflict use_column
