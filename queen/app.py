@@ -124,6 +124,7 @@ class Connection(TrioASGIHTTPConnection):
         super().__init__(app, cast("HTTPScope", {**scope, "root_path": root_path, "path": path}))
         self._received = trio.Event()
         self._answering = False
+        self._ending = False
 
     async def handle_messages(  # type: ignore[override]
         self, nursery: trio.Nursery, request: Request, receive: ASGIReceiveCallable
@@ -135,7 +136,8 @@ class Connection(TrioASGIHTTPConnection):
             if not message.get("more_body", False):
                 request.body.set_complete()
                 self._received.set()
-        nursery.cancel_scope.cancel()
+        if not self._ending:  # the server's bookkeeping after the last byte is not for us to cut short
+            nursery.cancel_scope.cancel()
 
     async def handle_request(  # type: ignore[override]
         self, nursery: trio.Nursery, request: Request, send: ASGISendCallable
@@ -169,9 +171,10 @@ class Connection(TrioASGIHTTPConnection):
         nursery.cancel_scope.cancel()
 
     async def _answer(self, request: Request, response: Response, send: ASGISendCallable) -> None:
-        """Send all of it, piece by piece when it is large; awaits the client's socket between pieces.
+        """Send all of it, awaiting the client's socket.
 
-        An error in the middle leaves the answer without its end, which every client can tell from a whole one.
+        A body that is there goes out at once: cutting it would add only calls. An error in the middle of one that is
+        still being made leaves it without its end, which every client can tell from a whole one.
         """
         if isinstance(response, Answered) and response.delivery is not None:
             response.delivery.begin()
@@ -183,24 +186,17 @@ class Connection(TrioASGIHTTPConnection):
         last = b""
         if isinstance(response.response, DataBody):
             last = response.response.data
-            size = self.app.service.settings.stream_chunk_bytes
-            if len(last) >= self.app.service.settings.stream_threshold_bytes:
-                for start in range(0, len(last), size):
-                    await self._send_body(send, last[start : start + size], more=True)
-                last = b""
         else:
             async with response.response as body:
                 async for data in body:
-                    await self._send_body(send, data, more=True)
+                    await send({"type": "http.response.body", "body": data, "more_body": True})
         if not self._received.is_set():
-            await self._send_body(send, last, more=True)
+            await send({"type": "http.response.body", "body": last, "more_body": True})
             last = b""
             with trio.move_on_after(LINGER_SECONDS):
                 await self._received.wait()
-        await self._send_body(send, last, more=False)
-
-    async def _send_body(self, send: ASGISendCallable, data: bytes, *, more: bool) -> None:
-        await send({"type": "http.response.body", "body": data, "more_body": more})
+        self._ending = True
+        await send({"type": "http.response.body", "body": last, "more_body": False})
 
 
 class Lifespan(TrioASGILifespan):
