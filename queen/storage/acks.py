@@ -282,7 +282,18 @@ class AckFlush:
                 if run.released:
                     self.released.append(Released(partition.queue, group, partition.name))
                 if run.dead:
-                    await self._bury(connection, bucket, partition, group, run, keyring)
+                    error = run.error or "Retries exhausted"
+                    await bury(
+                        connection,
+                        bucket,
+                        partition.partition_id,
+                        partition.queue,
+                        group,
+                        run.first,
+                        run.retry_count,
+                        error,
+                        keyring,
+                    )
                 self._answer(self.results[request], run)
 
     @staticmethod
@@ -297,32 +308,41 @@ class AckFlush:
                 dead_lettered=run.dead,
             )
 
-    async def _bury(
-        self, connection: Connection, bucket: int, partition: _Partition, group: str, run: _Run, keyring: Keyring
-    ) -> None:
-        """asyncio flavor. Write the dead letter with its payload, or fail with the transaction."""
-        row = await connection.fetchrow(_READ, bucket, [partition.partition_id], [run.first], [run.end])
-        body = Body(row["codec"], row["raw_bytes"], row["key_id"], row["body"])
-        lines = unseal(body, partition.partition_id, keyring, partition.queue)
-        index = run.first - row["base_offset"]
-        line = lines.split(b"\n", index + 1)[index]
-        sealed = seal(line, partition.partition_id, keyring if body.key_id else None)
-        message_id = id_prefix_text(row["id_prefix"]) + line[:12].decode()
-        await connection.execute(
-            _DEAD,
-            bucket,
-            partition.partition_id,
-            run.first,
-            group,
-            UUID(message_id),
-            run.retry_count,
-            row["created_at"],
-            sealed.codec,
-            row["minted"],
-            sealed.key_id,
-            run.error or "Retries exhausted",
-            sealed.data,
-        )
+
+async def bury(
+    connection: Connection,
+    bucket: int,
+    partition_id: UUID,
+    queue: str,
+    group: str,
+    offset: int,
+    retry_count: int,
+    error: str,
+    keyring: Keyring,
+) -> None:
+    """asyncio flavor, inside a transaction. Write the dead letter with its payload, or fail with the transaction."""
+    row = await connection.fetchrow(_READ, bucket, [partition_id], [offset], [offset + 1])
+    body = Body(row["codec"], row["raw_bytes"], row["key_id"], row["body"])
+    lines = unseal(body, partition_id, keyring, queue)
+    index = offset - row["base_offset"]
+    line = lines.split(b"\n", index + 1)[index]
+    sealed = seal(line, partition_id, keyring if body.key_id else None)
+    message_id = id_prefix_text(row["id_prefix"]) + line[:12].decode()
+    await connection.execute(
+        _DEAD,
+        bucket,
+        partition_id,
+        offset,
+        group,
+        UUID(message_id),
+        retry_count,
+        row["created_at"],
+        sealed.codec,
+        row["minted"],
+        sealed.key_id,
+        error,
+        sealed.data,
+    )
 
 
 class Acks:
