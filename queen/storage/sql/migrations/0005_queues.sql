@@ -183,6 +183,7 @@ BEGIN
     DELETE FROM queen.transaction_ids t WHERE t.bucket = p_bucket AND t.partition_id = ANY (v_ids);
     DELETE FROM queen.cursors c WHERE c.bucket = p_bucket AND c.partition_id = ANY (v_ids);
     DELETE FROM queen.dead_letters d WHERE d.bucket = p_bucket AND d.partition_id = ANY (v_ids);
+    PERFORM queen.forget_stream_partitions(p_bucket, v_ids);
     DELETE FROM queen.partitions p WHERE p.bucket = p_bucket AND p.partition_id = ANY (v_ids);
     IF coalesce(cardinality(v_ids), 0) = 0 THEN
         DELETE FROM queen.counts t WHERE t.bucket = p_bucket AND t.queue_id = p_queue_id;
