@@ -23,12 +23,13 @@ MAX_CACHED: Final = 50_000
 """Queues (about 500 bytes each) and registrations kept in memory; past it the cache starts over."""
 
 _OPTIONS: Final = tuple(field.name for field in msgspec.structs.fields(QueueOptions))
-_SELECT: Final = "SELECT queue_id, name, namespace, task, version, " + ", ".join(_OPTIONS) + " FROM queen.queues"
+SELECT_QUEUE: Final = "SELECT queue_id, name, namespace, task, version, " + ", ".join(_OPTIONS) + " FROM queen.queues"
 _CONFIGURE: Final = "SELECT queen.configure(NULL, " + ", ".join(f"${i}" for i in range(1, 6 + len(_OPTIONS))) + ")"
 _PURGE_PARTITIONS: Final = 500
 
 
-def _queue(row: dict[str, object]) -> Queue:
+def queue_of(row: dict[str, object]) -> Queue:
+    """A queue from its row."""
     return Queue(
         queue_id=row["queue_id"],  # type: ignore[arg-type]
         name=row["name"],  # type: ignore[arg-type]
@@ -73,8 +74,8 @@ class Catalogue:
         """The queue as stored now."""
 
         async def read(connection: Connection) -> Queue | None:
-            row = await connection.fetchrow(_SELECT + " WHERE name = $1", name)
-            return _queue(row) if row else None
+            row = await connection.fetchrow(SELECT_QUEUE + " WHERE name = $1", name)
+            return queue_of(row) if row else None
 
         queue = await self._bridge.run(read, writes=False)
         if queue is None:
@@ -87,12 +88,12 @@ class Catalogue:
 
         async def read(connection: Connection) -> list[Queue]:
             rows = await connection.fetch(
-                _SELECT + " WHERE ($1::text IS NULL OR namespace = $1) AND ($2::text IS NULL OR task = $2)"
+                SELECT_QUEUE + " WHERE ($1::text IS NULL OR namespace = $1) AND ($2::text IS NULL OR task = $2)"
                 " ORDER BY priority DESC, name",
                 namespace,
                 task,
             )
-            return [_queue(row) for row in rows]
+            return [queue_of(row) for row in rows]
 
         return [self._remember(queue) for queue in await self._bridge.run(read, writes=False)]
 
@@ -120,7 +121,7 @@ class Catalogue:
                         for bucket in range(self._buckets)
                     ],
                 )
-                return _queue(await connection.fetchrow(_SELECT + " WHERE queue_id = $1", queue_id))
+                return queue_of(await connection.fetchrow(SELECT_QUEUE + " WHERE queue_id = $1", queue_id))
 
         queue = self._remember(await self._bridge.run(write))
         self.changed(queue)
@@ -227,9 +228,9 @@ class Catalogue:
 
         async def read(connection: Connection) -> list[Queue]:
             rows = await connection.fetch(
-                _SELECT + " WHERE max_wait_time_seconds > 0 OR (retention_enabled"
+                SELECT_QUEUE + " WHERE max_wait_time_seconds > 0 OR (retention_enabled"
                 " AND (retention_seconds > 0 OR completed_retention_seconds > 0))"
             )
-            return [_queue(row) for row in rows]
+            return [queue_of(row) for row in rows]
 
         return await self._bridge.run(read, writes=False)
