@@ -139,9 +139,12 @@ class Claims:
             if self._buckets == 1:
                 await self._claim_bucket(connection, 0, requests, outcomes)
             else:
-                buckets = await self._promising(connection, requests, outcomes)
+                places = await self._promising(connection, requests, outcomes)
                 async with connection.transaction():
-                    for bucket in buckets:
+                    for rank, bucket in places:
+                        await self._claim_bucket(connection, bucket, requests, outcomes, rank=rank)
+                    # who got nothing is asked for somewhere, to be told that a group is not registered any more
+                    for bucket in sorted(self._homes(requests, outcomes)):
                         await self._claim_bucket(connection, bucket, requests, outcomes)
             return await self._read_first(connection, outcomes)
 
@@ -151,29 +154,46 @@ class Claims:
 
     async def _promising(
         self, connection: Connection, requests: Sequence[ClaimRequest], outcomes: Sequence[ClaimOutcome]
-    ) -> list[int]:
-        """asyncio flavor. The buckets that may have something for the requests, in random order so that none is
-        favoured. The dues found are noted."""
-        pairs = [(at, queue) for at, request in enumerate(requests) for queue in request.queues]
-        buckets: set[int] = set()
+    ) -> list[tuple[int, int]]:
+        """asyncio flavor. Where there may be something: (rank, bucket), the rank being the place of a queue in its
+        request. All buckets of a better rank come first; those of one in random order, so that none is favoured. The
+        dues found are noted."""
+        asked = [(at, rank) for at, request in enumerate(requests) for rank in range(len(request.queues))]
+        queue_ids = [requests[at].queues[rank].queue_id for at, rank in asked]
+        groups = [requests[at].group for at, _ in asked]
+        places: set[tuple[int, int]] = set()
         for bucket in range(self._buckets):
-            rows = await connection.fetch(
-                _READY, bucket, [queue.queue_id for _, queue in pairs], [requests[at].group for at, _ in pairs]
-            )
-            for row in rows:
+            for row in await connection.fetch(_READY, bucket, queue_ids, groups):
+                at, rank = asked[row["place"] - 1]
                 if row["due_seconds"] <= 0:
-                    buckets.add(bucket)
+                    places.add((rank, bucket))
                 else:
-                    outcomes[pairs[row["place"] - 1][0]].due(row["due_seconds"])
-        # one bucket at least has to be asked, for it tells which groups are not registered
-        ordered = list(buckets or {0})
+                    outcomes[at].due(row["due_seconds"])
+        ordered = list(places)
         random.shuffle(ordered)
-        return ordered
+        return sorted(ordered, key=lambda place: place[0])
+
+    def _homes(self, requests: Sequence[ClaimRequest], outcomes: Sequence[ClaimOutcome]) -> set[int]:
+        """A bucket for each request that has nothing: its partition's, or any."""
+        return {
+            0 if request.partition_id is None else bucket_of(request.partition_id, self._buckets)
+            for request, outcome in zip(requests, outcomes, strict=True)
+            if not outcome.claims
+        }
 
     async def _claim_bucket(
-        self, connection: Connection, bucket: int, requests: Sequence[ClaimRequest], outcomes: Sequence[ClaimOutcome]
+        self,
+        connection: Connection,
+        bucket: int,
+        requests: Sequence[ClaimRequest],
+        outcomes: Sequence[ClaimOutcome],
+        *,
+        rank: int | None = None,
     ) -> None:
-        """asyncio flavor. One call for what the requests still lack, those of one queue and group side by side."""
+        """asyncio flavor. One call for what the requests still lack, those of one queue and group side by side.
+
+        ``rank``: of each request only the queue in that place; None: all queues of the requests that have nothing.
+        """
         rows: list[tuple[int, Queue]] = []
         batches: list[int] = []
         partitions: list[int] = []
@@ -184,9 +204,9 @@ class Claims:
             batch = request.batch - sum(claim.end - claim.first for claim in outcome.claims)
             limit = request.partitions - len(outcome.claims)
             elsewhere = request.partition_id is not None and bucket_of(request.partition_id, self._buckets) != bucket
-            if batch <= 0 or limit <= 0 or elsewhere:
+            if batch <= 0 or limit <= 0 or elsewhere or (rank is None and outcome.claims):
                 continue
-            for queue in request.queues:
+            for queue in request.queues if rank is None else request.queues[rank : rank + 1]:
                 rows.append((at, queue))
                 batches.append(batch)
                 partitions.append(limit)
