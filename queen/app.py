@@ -26,7 +26,7 @@ from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 from werkzeug.routing import BaseConverter, MapAdapter
 
 from queen.config.settings import Settings
-from queen.errors import MethodNotAllowed, RequestStalled, RequestTooLarge, StartupError
+from queen.errors import RequestStalled, RequestTooLarge, StartupError
 from queen.routes import ROUTES, Route
 from queen.routes.answers import (
     BODY_STALL_SECONDS,
@@ -245,6 +245,10 @@ class QueenApp(QuartTrio):
         self.url_map.merge_slashes = False  # an empty segment is an empty name
         self.url_map.redirect_defaults = False
         self.register_blueprint(self._blueprint())
+        probes = {route.path for route in ROUTES if route.probe}
+        for rule in self.url_map.iter_rules():
+            if rule.methods is not None and rule.rule not in probes:
+                rule.methods.discard("HEAD")  # put there beside every GET: a pop would lose what it takes
         self.register_error_handler(Exception, self._answer_error)
 
     def _blueprint(self) -> Blueprint:
@@ -266,8 +270,6 @@ class QueenApp(QuartTrio):
         return view
 
     async def _serve(self, route: Route, request: Request, segments: dict[str, str]) -> Response:
-        if request.method == "HEAD" and not route.probe:
-            raise MethodNotAllowed([route.method])  # Quart lets HEAD through wherever GET goes; this one would pop
         context = self.service.require_context()
         body = await self._read_body(request) if route.method == "POST" else b""
         parameters = {name: decode_segment(segment, name) for name, segment in segments.items()}

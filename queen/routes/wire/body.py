@@ -57,7 +57,7 @@ def join_text(pieces: list[str]) -> bytes:
 
 def format_time(moment: datetime) -> str:
     """RFC 3339 in UTC with six fraction digits: ``ts6`` of the contract."""
-    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    return moment.astimezone(UTC).replace(tzinfo=None).isoformat(timespec="microseconds") + "Z"
 
 
 def _check_utf8(body: bytes) -> None:
@@ -120,8 +120,13 @@ def fields_of(raw: bytes | msgspec.Raw) -> dict[str, msgspec.Raw]:
 
 
 def scalar_of(raw: msgspec.Raw | None) -> object:
-    """A number or a boolean; None for anything larger, which is not built."""
-    return None if raw is None or begins(raw, b"{", b"[", b'"') else _SCALAR.decode(raw)
+    """A number or a boolean; None for anything else, which is not built."""
+    if raw is None or begins(raw, b"{", b"[", b'"'):
+        return None
+    try:
+        return _SCALAR.decode(raw)
+    except msgspec.ValidationError:  # an integer of thousands of digits
+        return None
 
 
 def body_fields(body: bytes) -> dict[str, msgspec.Raw]:

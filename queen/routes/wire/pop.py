@@ -89,13 +89,13 @@ async def write_batch(batch: Batch) -> AsyncGenerator[Part]:
         if isinstance(slices, AsyncGenerator):
             stack.push_async_callback(slices.aclose)
         async for piece in slices:
-            for part in _splice(piece, lease_id, group):
+            for part in splice(piece, lease_id, group):
                 yield Part(separator + part.data, part.messages)
                 separator = b","
     yield Part(b"]}", 0)
 
 
-def _splice(piece: SegmentSlice, lease_id: str, group: str) -> Iterator[Part]:
+def splice(piece: SegmentSlice, lease_id: str, group: str) -> Iterator[Part]:
     """The messages of a slice as JSON objects joined by commas, without reading them.
 
     A stored line lacks what all messages of its segment share; one ``replace`` of the line ends puts that between
