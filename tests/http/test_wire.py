@@ -147,9 +147,9 @@ def test_a_time_is_written_in_utc_with_six_digits() -> None:
 
 
 def test_the_answer_to_a_push_escapes_what_must_be_escaped() -> None:
-    names = ["plain", 'quo"te', "back\\slash", "new\nline", "é😀", "", "\x7f\x00"]
-    body = json.dumps({"items": [{"queue": f"q{name}", "partition": name, "transactionId": name} for name in names]})
-    items = read_push(body.encode())
+    names = ["plain", 'quo"te', "back\\slash", "new\nline", "é😀", "\x7f"]
+    fields = [{"queue": f"q{name}", "partition": name, "transactionId": name} for name in names]
+    items = read_push(json.dumps({"items": fields}).encode())
     results = [
         PushResult(transaction_id=name, message_id=f"m{at}", partition_id=f"p{at}", duplicate=at % 2 == 1)
         for at, name in enumerate(names)
