@@ -385,9 +385,15 @@ class Broker:
     """An engine as a test wants to talk to it: values in, messages out, nothing decided."""
 
     message: ClassVar = Message
+    wait_until: ClassVar = staticmethod(wait_until)
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
+
+    @property
+    def looks(self) -> int:
+        """Claims sent to storage so far."""
+        return self.engine._claims.statistics().writes
 
     @staticmethod
     def partition_id(queue: Queue, partition: str = "Default") -> str:

@@ -16,6 +16,7 @@ import structlog
 import trio
 
 from queen.config.settings import Settings
+from queen.engine.admin import Admin
 from queen.engine.batcher import Batcher
 from queen.engine.housekeeping import run_housekeeping
 from queen.engine.wakeups import Lot, Topic, Wakeups, hints_of
@@ -53,6 +54,9 @@ _SWEEP_SECONDS: Final = 1.0
 
 _LOOK_AGAIN_SECONDS: Final = 0.02
 """When something is ready but another call holds it: about the time of a commit."""
+
+_HELD_TRIES: Final = 5
+"""Looks that a pop which does not wait repeats because what is ready is held: it must see what was answered before."""
 
 _GONE_TRIES: Final = 5
 """Looks that a pop may have to repeat because queues were deleted under it."""
@@ -126,6 +130,7 @@ class Engine:
         store.catalogue.changed = self._queue_changed
         store.notifications.on_keys = lambda hints: self._heard(hints)
         store.notifications.on_gap = self._wakeups.tell_all
+        self.admin = Admin(store, self._tell_group)
 
     # -- queues ---------------------------------------------------------------------------------------------------
 
@@ -162,7 +167,7 @@ class Engine:
         deadline = trio.current_time() + (request.timeout_seconds or 0)
         topic = Topic(request.group, request.queue, request.partition, request.namespace, request.task)
         since: datetime | None = None
-        gone = 0
+        gone = held = 0
         with self._wakeups.visit(topic) as lot:
             while True:
                 seen = lot.signals
@@ -176,8 +181,15 @@ class Engine:
                 if look.gone and gone < _GONE_TRIES:
                     gone += 1  # deleted, perhaps created anew, by another worker: what is there now counts
                     continue
-                if self._draining or trio.current_time() >= deadline:
+                if self._draining:
                     return None
+                if trio.current_time() >= deadline:
+                    if look.due_seconds != 0 or held >= _HELD_TRIES:
+                        return None
+                    held += 1  # for the time of a commit; it may be a look that finds nothing
+                    with trio.move_on_after(_LOOK_AGAIN_SECONDS):
+                        await lot.park()
+                    continue
                 if lot.signals != seen:
                     continue
                 if look.due_seconds is not None:
@@ -349,6 +361,12 @@ class Engine:
     def _queue_changed(self, queue: Queue) -> None:
         """Born or configured: everybody who waits for it looks again."""
         hints = hints_of(queue, "")
+        self._wakeups.tell(hints, MAX_WAITING)
+        self._tell_others(hints)
+
+    def _tell_group(self, queue: Queue, group: str) -> None:
+        """Moved or forgotten: everybody of the group looks again."""
+        hints = hints_of(queue, group)
         self._wakeups.tell(hints, MAX_WAITING)
         self._tell_others(hints)
 

@@ -46,7 +46,8 @@ SET plan_cache_mode = force_generic_plan SET jit = off
 AS $$
 #variable_conflict use_column
 DECLARE
-    c_look_again constant interval := '10 milliseconds';  -- when a push holds the partition that might be idle
+    -- when a push holds the partition that might be idle: past this call, but not past the next
+    c_look_again constant interval := '1 microsecond';
     c_small_bytes constant integer := 65536;  -- of raw envelopes sent with a claim
     v_now timestamptz := coalesce(p_now, clock_timestamp());
     v_request integer := -1;
