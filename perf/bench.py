@@ -654,25 +654,30 @@ async def main() -> int:
     report = Report(meta(arguments))
     name = arguments.name or datetime.now(UTC).strftime("local-%Y%m%d-%H%M%S")
 
+    finished = False
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(cancel_on_sigterm, nursery.cancel_scope)
+        nursery.start_soon(cancel_on_signal, nursery.cancel_scope)
         await bench(report, plan, arguments)
+        finished = True
         nursery.cancel_scope.cancel()
+    if not finished:
+        report.failures.append("interrupted")
 
     print_ratios(report)
     if arguments.compare:
         print_comparison(report, arguments.compare)
-    path = RESULTS / f"{name}.json"
-    report.save(path)
-    print(f"\nwritten: {path}")
+    if report.rows:
+        path = RESULTS / f"{name}.json"
+        report.save(path)
+        print(f"\nwritten: {path}")
     for failure in report.failures:
         print(f"FAILED {failure}", file=sys.stderr)
     return 1 if report.failures else 0
 
 
-async def cancel_on_sigterm(scope: trio.CancelScope) -> None:
+async def cancel_on_signal(scope: trio.CancelScope) -> None:
     """End in order, so that no server stays behind."""
-    with trio.open_signal_receiver(signal.SIGTERM) as signals:
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async for _ in signals:
             scope.cancel()
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 import trio
 
 from perf import load
-from perf.bench import cancel_on_sigterm, check_pushed
+from perf.bench import cancel_on_signal, check_pushed
 from perf.bodies import PushBodies
 from perf.load import Outcome
 from perf.server import Server, open_server
@@ -153,7 +153,7 @@ async def main() -> int:
     arguments = parser.parse_args()
     code = 1
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(cancel_on_sigterm, nursery.cancel_scope)
+        nursery.start_soon(cancel_on_signal, nursery.cancel_scope)
         async with open_server(arguments.workers) as server:
             code = await compare(server, arguments.seconds, arguments.payload_bytes)
         nursery.cancel_scope.cancel()
