@@ -20,7 +20,7 @@ from queen.engine.admin import Admin
 from queen.engine.batcher import Batcher
 from queen.engine.housekeeping import run_housekeeping
 from queen.engine.wakeups import Lot, Topic, Wakeups, hints_of
-from queen.errors import QueenError
+from queen.errors import EncryptionUnavailable, QueenError
 from queen.model.message import (
     Ack,
     AckResult,
@@ -33,6 +33,7 @@ from queen.model.message import (
     TransactionResult,
 )
 from queen.model.queue import DEFAULT_PARTITION, QUEUE_MODE, Queue, QueueOptions, StartFrom, StartMode
+from queen.model.stream import Cycle, CycleResult, Registration, StateFilter, StateRow, StreamQuery
 from queen.storage.acks import DeadLetter, Released
 from queen.storage.claims import ClaimOutcome, ClaimRequest
 from queen.storage.ids import partition_id_of
@@ -224,9 +225,9 @@ class Engine:
             ClaimRequest(
                 queues=tuple(known),
                 group=group,
-                partition_id=partition_id_of(known[0].queue_id, request.partition) if request.partition else None,
+                partition_id=None if request.partition is None else partition_id_of(known[0].queue_id, request.partition),
                 batch=request.batch,
-                partitions=1 if request.partition else request.partitions,
+                partitions=request.partitions if request.partition is None else 1,
                 lease_id=lease_id,
             )
         )
@@ -338,6 +339,26 @@ class Engine:
             limit=limit,
             offset=offset,
         )
+
+    # -- streams --------------------------------------------------------------------------------------------------
+
+    async def register_stream(self, query: StreamQuery) -> tuple[UUID, Registration]:
+        """Register a query by its name, or find it again. Returns its id."""
+        return await self.store.streams.register(query)
+
+    async def stream_state(self, query_id: UUID, partition_id: UUID, wanted: StateFilter) -> list[StateRow]:
+        """What a query remembers of a source partition, ordered by key."""
+        return await self.store.streams.state(query_id, partition_id, wanted)
+
+    async def cycle_stream(self, cycle: Cycle, producer_sub: str | None) -> CycleResult:
+        """State, sink messages and acknowledgement in one commit, or nothing and the reason."""
+        try:
+            result, woken, released = await self.store.streams.cycle(cycle, producer_sub)
+        except EncryptionUnavailable as error:
+            return CycleResult(error=error.detail)
+        self._tell_woken(woken)
+        self._tell_released(released)
+        return result
 
     # -- news -----------------------------------------------------------------------------------------------------
 
