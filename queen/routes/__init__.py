@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
-from queen.routes import ack, dead_letters, health, leases, pop, push, queues, transactions
+from queen.routes import ack, dead_letters, groups, health, leases, pop, push, queues, transactions
 from queen.routes.call import Handler
 
 
@@ -34,6 +34,14 @@ ROUTES: Final = (
     Route("POST", "/api/v1/lease/<lease_id>/extend", leases.extend),
     Route("DELETE", "/api/v1/resources/queues/<queue>", queues.delete),
     Route("GET", "/api/v1/dlq", dead_letters.list_dead_letters),
+    Route("GET", "/api/v1/consumer-groups", groups.list_groups),
+    Route("GET", "/api/v1/consumer-groups/lagging", groups.list_lagging),
+    Route("GET", "/api/v1/consumer-groups/<group>", groups.show_group),
+    Route("DELETE", "/api/v1/consumer-groups/<group>", groups.delete_group),
+    Route("DELETE", "/api/v1/consumer-groups/<group>/queues/<queue>", groups.delete_group),
+    Route("POST", "/api/v1/consumer-groups/<group>/subscription", groups.change_subscription),
+    Route("POST", "/api/v1/consumer-groups/<group>/queues/<queue>/seek", groups.seek),
+    Route("POST", "/api/v1/consumer-groups/<group>/queues/<queue>/partitions/<partition>/seek", groups.seek_partition),
     Route("GET", "/health", health.health, probe=True),
     Route("GET", "/livez", health.livez, probe=True),
     Route("GET", "/readyz", health.readyz, probe=True),

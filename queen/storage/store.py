@@ -23,6 +23,8 @@ from queen.storage.bridge import Bridge, Connect, open_bridge
 from queen.storage.catalogue import Catalogue
 from queen.storage.claims import Claims
 from queen.storage.connect import Connection, open_connection
+from queen.storage.counts import Counts
+from queen.storage.groups import Groups
 from queen.storage.migrate import migrate
 from queen.storage.notify import Notifications
 from queen.storage.pushes import Pushes
@@ -53,6 +55,8 @@ class Store:
         self.pushes = Pushes(bridge, self.catalogue, keyring, buckets)
         self.claims = Claims(bridge, keyring, buckets)
         self.acks = Acks(bridge, self.catalogue, self.pushes, keyring, buckets)
+        self.counts = Counts(bridge, buckets)
+        self.groups = Groups(bridge, self.catalogue, self.counts)
 
     async def is_healthy(self) -> bool:
         """Whether PostgreSQL answers within a short deadline."""

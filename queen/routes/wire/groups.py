@@ -1,0 +1,197 @@
+"""Consumer groups: lists, positions, moves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Final
+
+import msgspec
+
+from queen.errors import InvalidRequest
+from queen.model.status import GroupPosition, GroupStatus
+from queen.routes.wire.body import (
+    RAW_OBJECT,
+    body_fields,
+    decode_body,
+    format_time,
+    is_null,
+    is_text,
+    scalar_of,
+    text_of,
+)
+from queen.routes.wire.query import read_time
+from queen.storage.groups import Moved, Target
+
+LAGGING_SECONDS: Final = 300
+"""A group further behind than this is called lagging (contract/http-admin.md §5)."""
+
+
+def read_delete_metadata(query: Mapping[str, str]) -> bool:
+    """True unless it says false: the one switch whose default is on."""
+    return query.get("deleteMetadata", "true") in ("true", "1")
+
+
+def read_subscription(body: bytes) -> datetime:
+    fields = decode_body(body, RAW_OBJECT, body_fields)
+    if not is_text(fields.get("subscriptionTimestamp")):
+        raise InvalidRequest("Missing subscriptionTimestamp in request body")
+    return _time(fields, "subscriptionTimestamp")
+
+
+def read_seek(body: bytes) -> Target:
+    """Where to move the group on its queue."""
+    target = _read_target(body)
+    if target is None:
+        raise InvalidRequest("Must specify either 'toEnd': true or 'timestamp'")
+    return target
+
+
+def read_partition_seek(body: bytes) -> Target:
+    """Where to move the group on one partition: the body may be absent, and then it is the end."""
+    return (_read_target(body) if body else None) or Target("end")
+
+
+def _read_target(body: bytes) -> Target | None:
+    fields = decode_body(body, RAW_OBJECT, body_fields)
+    if scalar_of(fields.get("toEnd")) is True:
+        return Target("end")
+    if is_text(fields.get("timestamp")):
+        return Target("time", at=_time(fields, "timestamp"))
+    if not is_null(fields.get("offset")):
+        offset = scalar_of(fields.get("offset"))
+        if not isinstance(offset, int) or isinstance(offset, bool) or not 0 <= offset < 2**63:
+            raise InvalidRequest("offset must be an integer, 0 or more")
+        return Target("offset", offset=offset)
+    return None
+
+
+def _time(fields: Mapping[str, msgspec.Raw], name: str) -> datetime:
+    moment = read_time(text_of(fields, name) or "")
+    if moment is None:
+        raise InvalidRequest(f"{name} must be an ISO 8601 time")
+    return moment
+
+
+def _state(group: GroupStatus) -> str:
+    if group.ahead and not group.members:
+        return "Dead"
+    return "Lagging" if group.lag_seconds > LAGGING_SECONDS else "Stable"
+
+
+def write_groups(groups: Sequence[GroupStatus]) -> bytes:
+    return msgspec.json.encode(
+        [
+            {
+                "name": group.name,
+                "queueName": group.queue,
+                "topics": [group.queue],
+                "members": group.members,
+                "partitionsWithLag": group.lag.partitions,
+                "totalLag": group.ahead,
+                "maxTimeLag": round(group.lag_seconds, 3),
+                "state": _state(group),
+                "subscriptionMode": group.mode,
+                "subscriptionTimestamp": time_or_null(group.start_at),
+                "subscriptionCreatedAt": format_time(group.created_at),
+            }
+            for group in groups
+        ]
+    )
+
+
+def time_or_null(moment: datetime | None) -> str | None:
+    return None if moment is None else format_time(moment)
+
+
+def write_lagging(positions: Sequence[GroupPosition]) -> bytes:
+    return msgspec.json.encode(
+        [
+            {
+                "consumer_group": position.group,
+                "queue_name": position.queue,
+                "partition_name": position.partition,
+                "partition_id": str(position.partition_id),
+                "worker_id": _worker(position),
+                "offset_lag": position.ahead,
+                "time_lag_seconds": int(position.lag_seconds),
+                "lag_hours": round(position.lag_seconds / 3600, 2),
+                "oldest_unconsumed_at": time_or_null(position.oldest_at),
+                "last_consumed_at": time_or_null(position.consumed_at),
+            }
+            for position in positions
+        ]
+    )
+
+
+def _worker(position: GroupPosition) -> str | None:
+    """Who has the partition: consumers have no name, their lease does."""
+    return None if position.lease_id is None else str(position.lease_id)
+
+
+def write_positions(queues: Mapping[str, Sequence[GroupPosition]]) -> bytes:
+    return msgspec.json.encode(
+        {
+            queue: {
+                "partitions": [
+                    {
+                        "partition": position.partition,
+                        "partitionId": str(position.partition_id),
+                        "workerId": _worker(position),
+                        "lastConsumedAt": time_or_null(position.consumed_at),
+                        "totalConsumed": position.committed,
+                        "offsetLag": position.ahead,
+                        "timeLagSeconds": int(position.lag_seconds),
+                        "leaseActive": position.lease_id is not None,
+                    }
+                    for position in positions
+                ]
+            }
+            for queue, positions in queues.items()
+        }
+    )
+
+
+def write_deleted_group(group: str, queue: str | None, partitions: int, *, metadata: bool) -> bytes:
+    return msgspec.json.encode(
+        {
+            "success": True,
+            "consumerGroup": group,
+            **({} if queue is None else {"queueName": queue}),
+            "deletedPartitions": partitions,
+            "metadataDeleted": metadata,
+        }
+    )
+
+
+def write_subscribed(group: str, at: datetime, rows: int) -> bytes:
+    return msgspec.json.encode(
+        {"success": True, "consumerGroup": group, "newTimestamp": format_time(at), "rowsUpdated": rows}
+    )
+
+
+def write_moved(group: str, queue: str, target: Target, moved: Moved) -> bytes:
+    return msgspec.json.encode(
+        {
+            "success": True,
+            "consumerGroup": group,
+            "queueName": queue,
+            "seekToEnd": target.to == "end",
+            "targetTimestamp": time_or_null(target.at),
+            "targetOffset": target.offset,
+            "partitionsUpdated": moved.cursors,
+        }
+    )
+
+
+def write_moved_partition(group: str, queue: str, partition: str, moved: Moved) -> bytes:
+    return msgspec.json.encode(
+        {
+            "success": True,
+            "consumerGroup": group,
+            "queueName": queue,
+            "partitionName": partition,
+            "updated": moved.cursors > 0,
+            "cursorMovedTo": None if moved.message_id is None else str(moved.message_id),
+        }
+    )
