@@ -225,7 +225,9 @@ class Engine:
             ClaimRequest(
                 queues=tuple(known),
                 group=group,
-                partition_id=None if request.partition is None else partition_id_of(known[0].queue_id, request.partition),
+                partition_id=None
+                if request.partition is None
+                else partition_id_of(known[0].queue_id, request.partition),
                 batch=request.batch,
                 partitions=request.partitions if request.partition is None else 1,
                 lease_id=lease_id,
