@@ -10,12 +10,14 @@ No HTTP, no SQL, no message and none of the app is here: what is small is hard t
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import random
 import signal
 import socket
 import subprocess
 import sys
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from functools import partial
@@ -45,6 +47,7 @@ KILL_MARGIN_SECONDS: Final = 2.0  # past the grace: a send to a stuck client may
 LAST_WORDS_SECONDS: Final = 1.0  # for reading what a dead child left in its pipe
 MAX_OUTPUT_LINE_BYTES: Final = 64 * 1024
 STATUS_SECONDS: Final = 60.0
+PORT_SECONDS: Final = 2.0  # for a port held by workers of a killed supervisor, who leave within one
 BOOT_CRASHES: Final = 3  # crashes of one slot before ready, none of any slot ever being ready, until it is hopeless
 DEFAULT_APP: Final = "queen.app:create_app"
 
@@ -83,7 +86,7 @@ def run_supervisor(settings: Settings, *, app: str = DEFAULT_APP, announce: Call
     Raises:
         StartupError: it never served; the sentence says why.
     """
-    listeners = listen(settings.host, settings.port, settings.workers)
+    listeners = listen(settings.host, settings.port, settings.workers, patience_seconds=PORT_SECONDS)
     never_served: StartupError | None = None
     exit_code = NEVER_SERVED
     try:
@@ -107,11 +110,29 @@ def first_error(group: BaseExceptionGroup[Any]) -> StartupError:
     return error
 
 
-def listen(host: str, port: int, count: int) -> list[socket.socket]:
-    """``count`` listening sockets on one address, among which the kernel spreads connections.
+def listen(host: str, port: int, count: int, *, patience_seconds: float = 0.0) -> list[socket.socket]:
+    """``count`` listening sockets on one address, among which the kernel spreads connections. May block.
 
     Raises:
-        StartupError: the address is not ours or the port is taken.
+        StartupError: the address is not ours, or the port is taken and stays so for ``patience_seconds``.
+    """
+    give_up_at = time.monotonic() + patience_seconds
+    while True:
+        try:
+            return bind(host, port, count)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE or time.monotonic() > give_up_at:
+                reason = os.strerror(error.errno or 0)
+                raise StartupError(f"cannot listen on {host} port {port}: {reason}") from error
+        time.sleep(0.05)
+
+
+def bind(host: str, port: int, count: int) -> list[socket.socket]:
+    """One attempt at ``listen``.
+
+    Raises:
+        OSError: the address is not ours, or the port is taken.
+        StartupError: there is no such host.
     """
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
@@ -137,10 +158,10 @@ def listen(host: str, port: int, count: int) -> list[socket.socket]:
                 address = listener.getsockname()  # of port 0: the one that was picked
         for listener in listeners:
             listener.listen(LISTEN_BACKLOG)
-    except OSError as error:
+    except OSError:
         for listener in listeners:
             listener.close()
-        raise StartupError(f"cannot listen on {host} port {port}: {os.strerror(error.errno or 0)}") from error
+        raise
     return listeners
 
 

@@ -12,10 +12,12 @@ import argparse
 import importlib
 import logging
 import os
+import select
 import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -24,9 +26,7 @@ from typing import Any, Final, Protocol
 import msgspec
 import structlog
 import trio
-from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.config import Config, Sockets
-from hypercorn.trio.run import worker_serve
 from hypercorn.typing import ASGIFramework, ASGIReceiveCallable, ASGISendCallable, ASGISendEvent, Scope
 from hypercorn.utils import LifespanFailureError
 
@@ -35,6 +35,7 @@ from queen.config.sources import decode_settings
 from queen.control import ControlChannel, Drain, Failed, Heartbeat, Ready, Start
 from queen.errors import StartupError
 from queen.observability import logs
+from queen.serving.serve import serve
 
 log = structlog.get_logger(__name__)
 
@@ -43,8 +44,8 @@ NEVER_SERVED: Final = 3  # the supervisor does not take this for a crash
 
 HEARTBEAT_SECONDS: Final = 1.0
 HARD_EXIT_MARGIN_SECONDS: Final = 1.0  # past the grace, and before the supervisor's own margin runs out
-ORPHAN_GRACE_SECONDS: Final = 0.5  # with the margin below: gone within a second of the supervisor
-ORPHAN_MARGIN_SECONDS: Final = 0.4
+ORPHAN_GRACE_SECONDS: Final = 0.5
+ORPHAN_SECONDS: Final = 0.9  # gone within a second of the supervisor, which may be started again by then
 
 STARTUP_SECONDS: Final = 600.0  # migrations of a large database run in here, and other workers wait for them
 KEEP_ALIVE_SECONDS: Final = 75.0  # longer than the 60 s that proxies keep an idle connection
@@ -54,6 +55,8 @@ MAX_HEADER_BYTES: Final = 64 * 1024
 class Statistics(Protocol):
     """What a worker reports of its app: counters that grow from its start."""
 
+    @property
+    def requests(self) -> int: ...
     @property
     def pushed(self) -> int: ...
     @property
@@ -141,14 +144,15 @@ class Worker:
         async with trio.open_nursery() as serving:
             await serving.start(
                 partial(
-                    worker_serve,
-                    ASGIWrapper(self._watched),
+                    serve,
+                    self._watched,
+                    self._service,
                     self._config,
-                    sockets=Sockets([], [self._listener], []),
+                    Sockets([], [self._listener], []),
                     shutdown_trigger=self._stop.wait,
                 )
             )
-            # hypercorn reports itself started also when the lifespan has just failed: its error is still on the way.
+            # The server reports itself started also when the lifespan has just failed: its error is still on the way.
             if not self._watched.failed:
                 await self._channel.send(Ready())
                 nursery.start_soon(self._beat)
@@ -170,24 +174,26 @@ class Worker:
         if self._service is None:
             return beat
         done = self._service.statistics()
-        return msgspec.structs.replace(beat, pushed=done.pushed, popped=done.popped, acked=done.acked)
+        return msgspec.structs.replace(
+            beat, requests=done.requests, pushed=done.pushed, popped=done.popped, acked=done.acked
+        )
 
     async def _hear_supervisor(self) -> None:
         while (message := await self._channel.receive()) is not None:
             if isinstance(message, Drain):
-                self._drain(self._settings.grace_seconds, HARD_EXIT_MARGIN_SECONDS, "asked to")
-        self._drain(ORPHAN_GRACE_SECONDS, ORPHAN_MARGIN_SECONDS, "the supervisor is gone")
+                self._drain(self._settings.grace_seconds, "asked to")
+        self._drain(ORPHAN_GRACE_SECONDS, "the supervisor is gone")
 
     async def _watch_signals(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
             task_status.started()
             async for number in signals:
-                self._drain(self._settings.grace_seconds, HARD_EXIT_MARGIN_SECONDS, signal.Signals(number).name)
+                self._drain(self._settings.grace_seconds, signal.Signals(number).name)
 
-    def _drain(self, grace_seconds: float, margin_seconds: float, why: str) -> None:
+    def _drain(self, grace_seconds: float, why: str) -> None:
         """Take nothing new, let what is begun finish, and be gone by a deadline that no stuck client can move."""
         log.info("draining", why=why, grace_seconds=grace_seconds)
-        exit_by(grace_seconds + margin_seconds)
+        exit_by(grace_seconds + HARD_EXIT_MARGIN_SECONDS)
         self._config.graceful_timeout = grace_seconds
         if self._service is not None:
             self._service.begin_drain()  # parked polls end now, with nothing
@@ -204,6 +210,22 @@ def exit_by(seconds: float) -> None:
     timer = threading.Timer(seconds, os._exit, (CRASHED,))
     timer.daemon = True
     timer.start()
+
+
+def guard_against_orphanhood(control_fd: int) -> None:
+    """End this process when its supervisor is gone, whatever the loop is doing: importing, or stuck.
+
+    A thread of its own, for that reason. The loop sees the same end and drains meanwhile.
+    """
+
+    def watch() -> None:
+        poll = select.poll()
+        poll.register(control_fd, select.POLLRDHUP)
+        poll.poll()
+        time.sleep(ORPHAN_SECONDS)
+        os._exit(CRASHED)
+
+    threading.Thread(target=watch, name="orphan guard", daemon=True).start()
 
 
 def server_config(settings: Settings) -> Config:
@@ -243,6 +265,7 @@ def main() -> None:
     parser.add_argument("--listen-fd", type=int, required=True)
     parser.add_argument("--app", required=True)
     arguments = parser.parse_args()
+    guard_against_orphanhood(arguments.control_fd)
     # Imported while the supervisor still makes the database ready.
     module, _, name = arguments.app.partition(":")
     factory = getattr(importlib.import_module(module), name)

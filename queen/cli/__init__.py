@@ -24,6 +24,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     try:
         code: int = arguments.command(arguments)
+    except KeyboardInterrupt:  # before or after the server hears signals itself
+        return 130
     except StartupError as error:
         print(f"queen-trio: {error.detail}", file=sys.stderr)
         return 3
