@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
-from queen.routes import ack, dead_letters, groups, health, leases, pop, push, queues, transactions
+from queen.routes import ack, dead_letters, groups, health, leases, pop, push, queues, streams, transactions
 from queen.routes.call import Handler
 
 
@@ -42,6 +42,9 @@ ROUTES: Final = (
     Route("POST", "/api/v1/consumer-groups/<group>/subscription", groups.change_subscription),
     Route("POST", "/api/v1/consumer-groups/<group>/queues/<queue>/seek", groups.seek),
     Route("POST", "/api/v1/consumer-groups/<group>/queues/<queue>/partitions/<partition>/seek", groups.seek_partition),
+    Route("POST", "/streams/v1/queries", streams.register),
+    Route("POST", "/streams/v1/cycle", streams.cycle),
+    Route("POST", "/streams/v1/state/get", streams.read_state),
     Route("GET", "/health", health.health, probe=True),
     Route("GET", "/livez", health.livez, probe=True),
     Route("GET", "/readyz", health.readyz, probe=True),

@@ -29,6 +29,7 @@ from queen.storage.migrate import migrate
 from queen.storage.notify import Notifications
 from queen.storage.pushes import Pushes
 from queen.storage.segments import Keyring
+from queen.storage.streams import Streams
 from queen.storage.translate import CONNECTION_LOST
 
 _HEALTH_SECONDS: Final = 1.5
@@ -55,6 +56,7 @@ class Store:
         self.pushes = Pushes(bridge, self.catalogue, keyring, buckets)
         self.claims = Claims(bridge, keyring, buckets)
         self.acks = Acks(bridge, self.catalogue, self.pushes, keyring, buckets)
+        self.streams = Streams(bridge, self.catalogue, self.pushes, keyring, buckets)
         self.counts = Counts(bridge, buckets)
         self.groups = Groups(bridge, self.catalogue, self.counts)
 

@@ -111,12 +111,22 @@ def is_text(raw: msgspec.Raw | None, *, or_null: bool = False) -> bool:
 def text_of(fields: Mapping[str, msgspec.Raw], name: str) -> str | None:
     """A member known to be a string, or null, or absent."""
     raw = fields.get(name)
-    return None if raw is None or is_null(raw) else _TEXT.decode(raw)
+    if raw is None or is_null(raw):
+        return None
+    try:
+        return _TEXT.decode(raw)
+    except msgspec.DecodeError as error:  # half of a surrogate pair: only building the string finds it
+        raise InvalidRequest(f"Invalid JSON: {error}") from None
 
 
 def fields_of(raw: bytes | msgspec.Raw) -> dict[str, msgspec.Raw]:
     """The members of a JSON object, unread. Raises msgspec.ValidationError when it is something else."""
-    return RAW_OBJECT.decode(raw)
+    try:
+        return RAW_OBJECT.decode(raw)
+    except msgspec.ValidationError:
+        raise
+    except msgspec.DecodeError as error:  # as in text_of, in the name of a member
+        raise InvalidRequest(f"Invalid JSON: {error}") from None
 
 
 def scalar_of(raw: msgspec.Raw | None) -> object:
