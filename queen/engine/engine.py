@@ -34,8 +34,9 @@ from queen.model.message import (
 )
 from queen.model.queue import DEFAULT_PARTITION, QUEUE_MODE, Queue, QueueOptions, StartFrom, StartMode
 from queen.model.stream import Cycle, CycleResult, Registration, StateFilter, StateRow, StreamQuery
-from queen.storage.acks import DeadLetter, Released
+from queen.storage.acks import Released
 from queen.storage.claims import ClaimOutcome, ClaimRequest
+from queen.storage.dead_letters import DeadLetter
 from queen.storage.ids import partition_id_of
 from queen.storage.pushes import PushRequest, Woken
 from queen.storage.store import Store, open_store
@@ -332,7 +333,7 @@ class Engine:
         offset: int = 0,
     ) -> tuple[int, list[DeadLetter]]:
         """How many dead letters match, and a page of them, newest failure first."""
-        return await self.store.acks.dead_letters(
+        return await self.store.dead_letters.find(
             queue=queue,
             partition=partition,
             group=group,

@@ -7,7 +7,6 @@ the dead letter queue are copied there, payload and all, in the transaction that
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime
 from typing import Any, Final
 from uuid import UUID, uuid4
 
@@ -37,32 +36,19 @@ _LOCATE: Final = "SELECT * FROM queen.locate($1, $2, $3, $4, $5, $6, $7, $8)"
 _ACK: Final = "SELECT * FROM queen.ack($1, NULL, $2, $3, $4, $5, $6, $7, $8, $9, $10)"
 _READ: Final = "SELECT * FROM queen.read_segments($1, $2, $3, $4, 1, 1, true)"
 _DEAD: Final = """
-    INSERT INTO queen.dead_letters (bucket, partition_id, message_offset, group_name, queue_id, message_id, retry_count,
-        created_at, failed_at, codec, minted, key_id, error, body)
-    SELECT $1, p.partition_id, $3, $4, p.queue_id, $5, $6, $7, clock_timestamp(), $8, $9, $10, $11, $12
-    FROM queen.partitions p WHERE p.bucket = $1 AND p.partition_id = $2
-    ON CONFLICT ON CONSTRAINT dead_letters_once_per_group DO NOTHING
+    WITH buried AS (
+        INSERT INTO queen.dead_letters AS d (bucket, partition_id, message_offset, group_name, queue_id, message_id,
+            retry_count, created_at, failed_at, codec, minted, key_id, error, body)
+        SELECT $1, p.partition_id, $3, $4, p.queue_id, $5, $6, $7, clock_timestamp(), $8, $9, $10, $11, $12
+        FROM queen.partitions p WHERE p.bucket = $1 AND p.partition_id = $2
+        ON CONFLICT ON CONSTRAINT dead_letters_once_per_group DO NOTHING
+        RETURNING d.queue_id
+    )
+    INSERT INTO queen.count_changes (bucket, kind, queue_id, amount, group_name)
+    SELECT $1, 6, buried.queue_id, 1, $4 FROM buried
 """
 _EXTEND: Final = "SELECT * FROM queen.extend_lease($1, NULL, $2, $3, $4)"
 _STALE_TRIES: Final = 8
-
-
-class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
-    """A dead letter as stored. ``line``: see segments.py; the id prefix is the start of ``message_id``."""
-
-    queue: str
-    namespace: str
-    task: str
-    partition: str
-    partition_id: UUID
-    group: str
-    message_id: UUID
-    retry_count: int
-    created_at: datetime
-    failed_at: datetime
-    error: str
-    minted: bool
-    line: bytes
 
 
 class Released:
@@ -326,6 +312,8 @@ async def bury(
     lines = unseal(body, partition_id, keyring, queue)
     index = offset - row["base_offset"]
     line = lines.split(b"\n", index + 1)[index]
+    if not line:
+        return  # deleted since it was found: there is nothing to keep
     sealed = seal(line, partition_id, keyring if body.key_id else None)
     message_id = id_prefix_text(row["id_prefix"]) + line[:12].decode()
     await connection.execute(
@@ -462,61 +450,6 @@ class Acks:
             return LeaseExtension(lease_id=lease, renewed=renewed, expires_at=expires_at)
         known = any(row["known"] for row in rows)
         return LeaseExtension(lease_id=lease, renewed=0, error="Lease already expired" if known else "Lease not found")
-
-    async def dead_letters(
-        self,
-        *,
-        queue: str | None,
-        partition: str | None,
-        group: str | None,
-        failed_from: datetime | None,
-        failed_to: datetime | None,
-        limit: int,
-        offset: int,
-    ) -> tuple[int, list[DeadLetter]]:
-        """How many match, and a page of them, newest failure first."""
-
-        async def work(connection: Connection) -> tuple[int, list[Any]]:
-            where = (
-                " FROM queen.dead_letters d"
-                " JOIN queen.queues q ON q.queue_id = d.queue_id"
-                " JOIN queen.partitions p ON p.bucket = d.bucket AND p.partition_id = d.partition_id"
-                " WHERE ($1::text IS NULL OR q.name = $1) AND ($2::text IS NULL OR p.name = $2)"
-                " AND ($3::text IS NULL OR d.group_name = $3)"
-                " AND ($4::timestamptz IS NULL OR d.failed_at >= $4) AND ($5::timestamptz IS NULL OR d.failed_at <= $5)"
-            )
-            given = (queue, partition, group, failed_from, failed_to)
-            total = await connection.fetchval("SELECT count(*)" + where, *given)
-            rows = await connection.fetch(
-                "SELECT d.*, q.name AS queue, q.namespace, q.task, p.name AS partition"
-                + where
-                + " ORDER BY d.failed_at DESC, d.message_id DESC LIMIT $6 OFFSET $7",
-                *given,
-                limit,
-                offset,
-            )
-            return total, rows
-
-        total, rows = await self._bridge.run(work, writes=False)
-        return total, [self._dead_letter(row) for row in rows]
-
-    def _dead_letter(self, row: Any) -> DeadLetter:
-        body = Body(row["codec"], 0, row["key_id"], row["body"])  # the frame knows its size
-        return DeadLetter(
-            queue=row["queue"],
-            namespace=row["namespace"],
-            task=row["task"],
-            partition=row["partition"],
-            partition_id=row["partition_id"],
-            group=row["group_name"],
-            message_id=row["message_id"],
-            retry_count=row["retry_count"],
-            created_at=row["created_at"],
-            failed_at=row["failed_at"],
-            error=row["error"],
-            minted=row["minted"],
-            line=unseal(body, row["partition_id"], self._keyring, row["queue"]),
-        )
 
 
 def new_lease_id() -> UUID:

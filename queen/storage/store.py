@@ -24,6 +24,7 @@ from queen.storage.catalogue import Catalogue
 from queen.storage.claims import Claims
 from queen.storage.connect import Connection, open_connection
 from queen.storage.counts import Counts
+from queen.storage.dead_letters import DeadLetters
 from queen.storage.groups import Groups
 from queen.storage.migrate import migrate
 from queen.storage.notify import Notifications
@@ -59,6 +60,7 @@ class Store:
         self.streams = Streams(bridge, self.catalogue, self.pushes, keyring, buckets)
         self.counts = Counts(bridge, buckets)
         self.groups = Groups(bridge, self.catalogue, self.counts)
+        self.dead_letters = DeadLetters(bridge, keyring, self.counts)
 
     async def is_healthy(self) -> bool:
         """Whether PostgreSQL answers within a short deadline."""
