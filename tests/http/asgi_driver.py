@@ -146,10 +146,32 @@ class Http:
         return results
 
 
+class StartupFailed(Exception):
+    """What the application said of it."""
+
+
+@asynccontextmanager
+async def run_lifespan(app: Any) -> AsyncIterator[None]:
+    """Start an application as a server does, and stop it. An application that ends by itself ends the block."""
+    tell, hear = trio.open_memory_channel[dict[str, Any]](1)
+    say, listen = trio.open_memory_channel[dict[str, Any]](1)
+    scope = {"type": "lifespan", "asgi": {"version": "3.0", "spec_version": "2.0"}, "state": {}}
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(app, scope, hear.receive, say.send)
+        await tell.send({"type": "lifespan.startup"})
+        started = await listen.receive()
+        if started["type"] == "lifespan.startup.failed":
+            raise StartupFailed(started["message"])
+        assert started == {"type": "lifespan.startup.complete"}
+        yield
+        await tell.send({"type": "lifespan.shutdown"})
+        assert await listen.receive() == {"type": "lifespan.shutdown.complete"}
+
+
 @asynccontextmanager
 async def open_app(settings: Settings) -> AsyncIterator[QueenApp]:
     app = create_app(settings)
-    async with app.test_app():
+    async with run_lifespan(app):
         yield app
 
 
