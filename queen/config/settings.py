@@ -70,6 +70,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     default_subscription_mode: str = ""  # "", "all", "new" or "new-only"
     queue_defaults: QueueOptions = QueueOptions()
     encryption_key: Secret | None = None  # 64 hexadecimal characters
+    fast_http: bool = True  # answer plain HTTP/1.1 without hypercorn and Quart
     # streaming
     stream_threshold_bytes: int = 128 * 1024
     stream_chunk_bytes: int = 64 * 1024

@@ -116,6 +116,7 @@ ENVIRONMENT: Final[dict[str, tuple[str, Parser]]] = {
     "QUEEN_DB_STATEMENT_CACHE": ("db_statement_cache", _boolean),
     "QUEEN_BUCKETS": ("buckets", _positive),
     "MAX_BODY_SIZE": ("max_body_bytes", _positive),
+    "QUEEN_FAST_HTTP": ("fast_http", _boolean),
     "DEFAULT_TIMEOUT": ("default_timeout_seconds", _milliseconds),
     "MAX_TIMEOUT": ("max_timeout_seconds", _milliseconds),
     "DEFAULT_BATCH_SIZE": ("default_batch", _positive),

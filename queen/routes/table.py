@@ -51,6 +51,8 @@ class RouteTable:
                 allowed.update(methods)
         if allowed:
             raise MethodNotAllowed(sorted(allowed))
+        if path.startswith("//"):  # a client put a base URL that ends in a slash before it; Quart forgives that too
+            return self.find(method, "/" + path.lstrip("/"))
         raise RouteNotFound("no_such_route" if path.startswith("/api/v1/") else "Not Found")
 
 

@@ -1,0 +1,43 @@
+"""The head of an answer, as bytes. Nothing here sends it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from http import HTTPStatus
+from typing import Final
+
+from queen.routes.answers import CORS_HEADERS
+
+CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
+CHUNKED: Final = b"transfer-encoding: chunked\r\n"
+
+
+def head_of(
+    status: int, date: bytes, request_id: str, framing: bytes, headers: Mapping[str, str], *, close: bool
+) -> bytes:
+    """Everything up to the body.
+
+    Args:
+        framing: how long the body is, as the header that says so; empty for one that ends with the connection.
+        headers: beyond those that every answer has.
+    """
+    extra = "".join(f"{name}: {value}\r\n" for name, value in headers.items()) if headers else ""
+    if close:
+        extra += "connection: close\r\n"
+    return b"%bdate: %b\r\nx-request-id: %b\r\n%b%b\r\n" % (
+        _start_of(status),
+        date,
+        request_id.encode(),
+        extra.encode(),
+        framing,
+    )
+
+
+@cache
+def _start_of(status: int) -> bytes:
+    lines = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}".encode()]
+    lines += [name + b": " + value for name, value in CORS_HEADERS]
+    if status != HTTPStatus.NO_CONTENT:
+        lines.append(b"content-type: application/json")
+    return b"".join(line + b"\r\n" for line in lines)
