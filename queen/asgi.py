@@ -6,6 +6,8 @@ embedded PostgreSQL and no supervisor here; ``queen-trio run`` has both.
 
 from __future__ import annotations
 
+import logging
+
 import structlog
 
 from queen.app import create_app
@@ -15,6 +17,7 @@ from queen.observability import logs
 settings, notes = load_settings()
 if not structlog.is_configured():
     logs.configure(settings.log_level, logs.resolve_format(settings.log_format))
+    logging.getLogger("hypercorn.error").propagate = False  # its command writes these lines itself
 for note in notes:
     structlog.get_logger("queen.asgi").warning("setting not honoured", reason=note)
 

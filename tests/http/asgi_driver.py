@@ -91,14 +91,14 @@ class Exchange:
 
     @property
     def complete(self) -> bool:
-        return bool(self.sent) and self.sent[-1]["type"] == "http.response.body" and not self.sent[-1]["more_body"]
+        return len(self.sent) > 1 and not self.sent[-1].get("more_body", False)
 
     @property
     def answer(self) -> Answer:
         start, *bodies = self.sent
         headers = [(name.decode().lower(), value.decode()) for name, value in start["headers"]]
         assert len(dict(headers)) == len(headers), f"a header came twice: {headers}"
-        return Answer(start["status"], dict(headers), [body["body"] for body in bodies if body["body"]])
+        return Answer(start["status"], dict(headers), [body["body"] for body in bodies if body.get("body")])
 
 
 class Http:
