@@ -5,21 +5,110 @@ Whatever makes messages ready again wakes who waits for them, here and on the ot
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 
-from queen.model.queue import Queue
-from queen.model.status import GroupPosition, GroupStatus
+from queen.model.browse import Found, MessageDetail, MessageQuery
+from queen.model.message import PushResult
+from queen.model.queue import QUEUE_MODE, Queue
+from queen.model.status import (
+    Depth,
+    GroupPosition,
+    GroupStatus,
+    LabelStatus,
+    Overview,
+    PartitionStatus,
+    QueueStatus,
+)
 from queen.storage.groups import Moved, Target
+from queen.storage.messages import Place
+from queen.storage.pushes import Woken
 from queen.storage.store import Store
 
 
 class Admin:
-    """See the module. ``tell_group`` wakes the pops of a group on a queue."""
+    """See the module. ``tell_group`` wakes the pops of a group on a queue, ``tell_woken`` those of woken cursors."""
 
-    def __init__(self, store: Store, tell_group: Callable[[Queue, str], None]) -> None:
+    def __init__(
+        self, store: Store, tell_group: Callable[[Queue, str], None], tell_woken: Callable[[Iterable[Woken]], None]
+    ) -> None:
         self._store = store
         self._tell_group = tell_group
+        self._tell_woken = tell_woken
+
+    # -- resources ------------------------------------------------------------------------------------------------
+
+    async def queues(
+        self, name: str | None, namespace: str | None, task: str | None, limit: int, offset: int
+    ) -> list[QueueStatus]:
+        """Queues with what is in them, newest first."""
+        return await self._store.counts.queues(name=name, namespace=namespace, task=task, limit=limit, offset=offset)
+
+    async def queue(self, name: str) -> tuple[QueueStatus, list[PartitionStatus]] | None:
+        """A queue and its partitions, as many as a page holds."""
+        return await self._store.resources.queue(name)
+
+    async def partitions(self, queue: str | None, min_depth: int, limit: int) -> list[tuple[Queue, PartitionStatus]]:
+        """Partitions, those with at least ``min_depth`` pending."""
+        return await self._store.resources.partitions(queue, min_depth, limit)
+
+    async def depth(self, queue: str, group: str | None) -> Depth | None:
+        """What is pending on a queue, for a group or for the slowest one."""
+        return await self._store.resources.depth(queue, group)
+
+    async def labels(self) -> list[LabelStatus]:
+        """Namespaces and tasks with what is in them."""
+        return await self._store.resources.labels()
+
+    async def overview(self) -> tuple[Overview, float, float, float]:
+        """Everything in a few numbers; messages stored and consumed a second; age of the numbers in seconds."""
+        return await self._store.resources.overview(), 0.0, 0.0, 0.0
+
+    async def clear(self, queue_name: str, partition: str | None) -> int | None:
+        """Remove the messages and dead letters that a queue, or one of its partitions, holds now; None: no queue."""
+        queue = await self._store.catalogue.find(queue_name)
+        return None if queue is None else await self._store.messages.clear(queue, partition)
+
+    # -- messages -------------------------------------------------------------------------------------------------
+
+    async def messages(self, query: MessageQuery) -> Found:
+        """A page of messages, newest first."""
+        return await self._store.messages.find(query)
+
+    async def message(self, partition_id: str, transaction_id: str) -> MessageDetail | None:
+        """One message with its payload."""
+        return await self._store.messages.detail(partition_id, transaction_id)
+
+    async def erase(self, partition_id: str, transaction_id: str) -> bool:
+        """Delete a message for everybody. False: there is none."""
+        erased = await self._store.messages.erase(partition_id, transaction_id)
+        if erased is None:
+            return False
+        place, released = erased
+        for group in released:
+            await self._tell(place, group)
+        return True
+
+    async def set_aside(self, partition_id: str, transaction_id: str) -> bool:
+        """Make a message a dead letter of the consumers without a group. False: there is none."""
+        place = await self._store.messages.set_aside(partition_id, transaction_id)
+        if place is None:
+            return False
+        await self._tell(place, QUEUE_MODE)
+        return True
+
+    async def retry(self, partition_id: str, transaction_id: str) -> PushResult | Place | None:
+        """Deliver a dead letter again, as a copy at the end of its partition. Place: it is no dead letter."""
+        retried = await self._store.messages.retry(partition_id, transaction_id)
+        if retried is None or isinstance(retried, Place):
+            return retried
+        self._tell_woken(retried.woken)
+        return retried.result
+
+    async def _tell(self, place: Place, group: str) -> None:
+        queue = await self._store.catalogue.find(place.queue)
+        if queue is not None:
+            self._tell_group(queue, group)
 
     # -- groups ---------------------------------------------------------------------------------------------------
 

@@ -132,7 +132,7 @@ class Engine:
         store.catalogue.changed = self._queue_changed
         store.notifications.on_keys = lambda hints: self._heard(hints)
         store.notifications.on_gap = self._wakeups.tell_all
-        self.admin = Admin(store, self._tell_group)
+        self.admin = Admin(store, self._tell_group, self._tell_woken)
 
     # -- queues ---------------------------------------------------------------------------------------------------
 

@@ -130,3 +130,44 @@ class GroupPosition(msgspec.Struct, frozen=True, kw_only=True):
     oldest_at: datetime | None  # creation of the first message not consumed
     lag_seconds: float
     consumed_at: datetime | None
+
+
+class PartitionStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """A partition with what is in it."""
+
+    partition_id: UUID
+    name: str
+    created_at: datetime
+    six: Six
+    consumed: int  # offset up to which the slowest group is
+    oldest_at: datetime | None
+    newest_at: datetime | None
+    active_at: datetime | None  # the last push or ack
+
+
+class LabelStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """The queues with one namespace and one task."""
+
+    namespace: str
+    task: str
+    queues: int
+    partitions: int
+    six: Six  # without what is under leases: that is pending here
+
+
+class Overview(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything, in a few numbers. Lags are of the groups, each with its queue: seconds and messages."""
+
+    labels: tuple[LabelStatus, ...]
+    six: Six
+    lag_seconds: tuple[float, ...]
+    lag_messages: tuple[int, ...]
+    now: datetime
+
+
+class Depth(msgspec.Struct, frozen=True, kw_only=True):
+    """What is pending on a queue, for a group or for the slowest one, and in which partitions."""
+
+    pending: int
+    partitions_pending: int
+    partitions: tuple[tuple[str, int], ...]  # at most a page of them

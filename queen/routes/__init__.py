@@ -9,7 +9,20 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
-from queen.routes import ack, dead_letters, groups, health, leases, pop, push, queues, streams, transactions
+from queen.routes import (
+    ack,
+    dead_letters,
+    groups,
+    health,
+    leases,
+    messages,
+    pop,
+    push,
+    queues,
+    resources,
+    streams,
+    transactions,
+)
 from queen.routes.call import Handler
 
 
@@ -33,6 +46,19 @@ ROUTES: Final = (
     Route("POST", "/api/v1/transaction", transactions.transact),
     Route("POST", "/api/v1/lease/<lease_id>/extend", leases.extend),
     Route("DELETE", "/api/v1/resources/queues/<queue>", queues.delete),
+    Route("GET", "/api/v1/resources/queues", resources.list_queues),
+    Route("GET", "/api/v1/resources/queues/<queue>", resources.show_queue),
+    Route("GET", "/api/v1/resources/queues/<queue>/depth", resources.show_depth),
+    Route("GET", "/api/v1/resources/partitions", resources.list_partitions),
+    Route("GET", "/api/v1/resources/namespaces", resources.list_namespaces),
+    Route("GET", "/api/v1/resources/tasks", resources.list_tasks),
+    Route("GET", "/api/v1/resources/overview", resources.show_overview),
+    Route("DELETE", "/api/v1/queues/<queue>/clear", resources.clear),
+    Route("GET", "/api/v1/messages", messages.list_messages),
+    Route("GET", "/api/v1/messages/<partition_id>/<transaction_id>", messages.show_message),
+    Route("DELETE", "/api/v1/messages/<partition_id>/<transaction_id>", messages.delete_message),
+    Route("POST", "/api/v1/messages/<partition_id>/<transaction_id>/retry", messages.retry_message),
+    Route("POST", "/api/v1/messages/<partition_id>/<transaction_id>/dlq", messages.set_message_aside),
     Route("GET", "/api/v1/dlq", dead_letters.list_dead_letters),
     Route("GET", "/api/v1/consumer-groups", groups.list_groups),
     Route("GET", "/api/v1/consumer-groups/lagging", groups.list_lagging),

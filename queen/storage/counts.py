@@ -30,32 +30,42 @@ MAX_SKIPPING: Final = 10_000
 _FOLD_LOCK: Final = 0x7175_6502
 """First key of the advisory locks of folding; the second is the bucket."""
 
-_SUMS: Final = """
+_CHANGES: Final = """
+    SELECT c.queue_id, c.group_name, CASE c.kind WHEN 1 THEN c.amount ELSE 0 END AS stored,
+        CASE c.kind WHEN 2 THEN c.amount ELSE 0 END AS removed, CASE c.kind WHEN 3 THEN c.amount ELSE 0 END AS erased,
+        CASE c.kind WHEN 4 THEN c.amount ELSE 0 END AS partitions,
+        CASE c.kind WHEN 5 THEN c.amount ELSE 0 END AS consumed,
+        CASE c.kind WHEN 6 THEN c.amount ELSE 0 END AS dead_letters,
+        CASE c.kind WHEN 1 THEN clock_timestamp() END AS stored_at
+    FROM queen.count_changes c
+"""
+_FOLDED: Final = """
+    SELECT c.queue_id, c.group_name, c.stored, c.removed, c.erased, c.partitions, c.consumed, c.dead_letters,
+        c.stored_at
+    FROM queen.counts c
+"""
+_SUMS_OF: Final = (
+    """
     SELECT t.queue_id, t.group_name, sum(t.stored)::bigint AS stored, sum(t.removed)::bigint AS removed,
         sum(t.erased)::bigint AS erased, sum(t.partitions)::bigint AS partitions, sum(t.consumed)::bigint AS consumed,
         sum(t.dead_letters)::bigint AS dead_letters, max(t.stored_at) AS stored_at
-    FROM (
-        SELECT c.queue_id, c.group_name, c.stored, c.removed, c.erased, c.partitions, c.consumed, c.dead_letters,
-            c.stored_at
-        FROM queen.counts c WHERE c.bucket = $1 AND ($2::uuid[] IS NULL OR c.queue_id = ANY ($2))
-        UNION ALL
-        SELECT c.queue_id, c.group_name, CASE c.kind WHEN 1 THEN c.amount ELSE 0 END,
-            CASE c.kind WHEN 2 THEN c.amount ELSE 0 END, CASE c.kind WHEN 3 THEN c.amount ELSE 0 END,
-            CASE c.kind WHEN 4 THEN c.amount ELSE 0 END, CASE c.kind WHEN 5 THEN c.amount ELSE 0 END,
-            CASE c.kind WHEN 6 THEN c.amount ELSE 0 END, CASE c.kind WHEN 1 THEN clock_timestamp() END
-        FROM queen.count_changes c WHERE c.bucket = $1 AND ($2::uuid[] IS NULL OR c.queue_id = ANY ($2))
-    ) t
-    GROUP BY t.queue_id, t.group_name
-"""
+    FROM (""",
+    " UNION ALL ",
+    ") t GROUP BY t.queue_id, t.group_name",
+)
+ALL_SUMS: Final = _SUMS_OF[0] + _FOLDED + _SUMS_OF[1] + _CHANGES + _SUMS_OF[2]
+"""The sums of all queues, over all buckets."""
+
+_IN_BUCKET: Final = " WHERE c.bucket = $1 AND ($2::uuid[] IS NULL OR c.queue_id = ANY ($2))"
+_SOME_IN_BUCKET: Final = " WHERE c.bucket = $1 AND c.queue_id = ANY ($2)"
+_SUMS: Final = _SUMS_OF[0] + _FOLDED + _IN_BUCKET + _SUMS_OF[1] + _CHANGES + _IN_BUCKET + _SUMS_OF[2]
+_SOME_SUMS: Final = _SUMS_OF[0] + _FOLDED + _SOME_IN_BUCKET + _SUMS_OF[1] + _CHANGES + _SOME_IN_BUCKET + _SUMS_OF[2]
 _SKIPS: Final = """
-    SELECT c.queue_id, c.group_name, sum(ahead.skips)::bigint AS skips
+    SELECT c.queue_id, c.group_name, sum(queen.skips_ahead(c.skips, c.committed))::bigint AS skips
     FROM (
         SELECT cu.queue_id, cu.group_name, cu.committed, cu.skips FROM queen.cursors cu
         WHERE cu.bucket = $1 AND cu.skips IS NOT NULL AND ($2::uuid[] IS NULL OR cu.queue_id = ANY ($2)) LIMIT $3
     ) c
-    CROSS JOIN LATERAL (
-        SELECT sum(upper(r) - lower(r)) AS skips FROM unnest(c.skips - int8multirange(int8range(NULL, c.committed))) r
-    ) ahead
     GROUP BY c.queue_id, c.group_name
 """
 _GROUPS: Final = (
@@ -81,7 +91,7 @@ class Counts:
         """asyncio flavor. The sums of these queues, or of all; a queue that nothing was ever counted for is absent."""
         counts: dict[UUID, QueueCount] = {}
         for bucket in range(self.buckets):
-            for row in await connection.fetch(_SUMS, bucket, queue_ids):
+            for row in await connection.fetch(_SUMS if queue_ids is None else _SOME_SUMS, bucket, queue_ids):
                 count = counts.setdefault(row["queue_id"], QueueCount(groups={}))
                 if row["group_name"] == "":
                     count.stored += row["stored"]

@@ -272,7 +272,7 @@ def _position(row: Any, group: str, queue: str, now: datetime) -> GroupPosition:
         partition_id=row["partition_id"],
         lease_id=row["lease_id"] if row["lease_live"] else None,
         committed=row["committed"],
-        ahead=max(0, row["next_offset"] - row["committed"]),
+        ahead=max(0, row["ahead"]),
         oldest_at=row["oldest_at"],
         lag_seconds=_seconds_since(row["oldest_at"], now),
         consumed_at=row["consumed_at"],

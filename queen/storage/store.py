@@ -26,9 +26,11 @@ from queen.storage.connect import Connection, open_connection
 from queen.storage.counts import Counts
 from queen.storage.dead_letters import DeadLetters
 from queen.storage.groups import Groups
+from queen.storage.messages import Messages
 from queen.storage.migrate import migrate
 from queen.storage.notify import Notifications
 from queen.storage.pushes import Pushes
+from queen.storage.resources import Resources
 from queen.storage.segments import Keyring
 from queen.storage.streams import Streams
 from queen.storage.translate import CONNECTION_LOST
@@ -61,6 +63,8 @@ class Store:
         self.counts = Counts(bridge, buckets)
         self.groups = Groups(bridge, self.catalogue, self.counts)
         self.dead_letters = DeadLetters(bridge, keyring, self.counts)
+        self.messages = Messages(bridge, self.catalogue, self.pushes, keyring, self.counts)
+        self.resources = Resources(bridge, self.counts)
 
     async def is_healthy(self) -> bool:
         """Whether PostgreSQL answers within a short deadline."""

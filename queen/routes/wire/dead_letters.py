@@ -9,9 +9,9 @@ from typing import Final
 import msgspec
 
 from queen.routes.wire.body import format_time
-from queen.routes.wire.message import read_line
 from queen.routes.wire.query import read_integer, read_time
 from queen.storage.dead_letters import DeadLetter
+from queen.storage.lines import read_line
 
 MAX_PAGE: Final = 1000
 """Rows of one page at most: a page is built whole, each row with its payload."""

@@ -20,7 +20,7 @@ from queen.routes.wire.body import (
     scalar_of,
     text_of,
 )
-from queen.routes.wire.query import read_time
+from queen.routes.wire.query import read_time, time_or_null
 from queen.storage.groups import Moved, Target
 
 LAGGING_SECONDS: Final = 300
@@ -98,10 +98,6 @@ def write_groups(groups: Sequence[GroupStatus]) -> bytes:
             for group in groups
         ]
     )
-
-
-def time_or_null(moment: datetime | None) -> str | None:
-    return None if moment is None else format_time(moment)
 
 
 def write_lagging(positions: Sequence[GroupPosition]) -> bytes:

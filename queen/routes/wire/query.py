@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Final
 
-from queen.routes.wire.body import INT32_MAX, INT32_MIN
+from queen.routes.wire.body import INT32_MAX, INT32_MIN, format_time
 
 _INTEGER: Final = re.compile(r"[+-]?[0-9]{1,18}").fullmatch
 _SPACE_FOR_PLUS: Final = re.compile(r"(?:(?<=:[0-9]{2})|(?<=[0-9]{3})) (?=[0-9]{2}:?[0-9]{2}$)")
@@ -33,3 +33,13 @@ def read_time(text: str) -> datetime | None:
         return (moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)).astimezone(UTC)
     except (ValueError, OverflowError):
         return None
+
+
+def read_page(query: Mapping[str, str], default_limit: int, max_limit: int) -> tuple[int, int]:
+    """``limit`` and ``offset``, kept within what a page may be."""
+    limit = max(1, min(read_integer(query, "limit", default_limit), max_limit))
+    return limit, max(0, read_integer(query, "offset", 0))
+
+
+def time_or_null(moment: datetime | None) -> str | None:
+    return None if moment is None else format_time(moment)

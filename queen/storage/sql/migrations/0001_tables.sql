@@ -89,6 +89,7 @@ CREATE TABLE queen.partitions (
     next_offset bigint NOT NULL DEFAULT 0,
     first_offset bigint NOT NULL DEFAULT 0,
     last_id_prefix bigint NOT NULL DEFAULT 0,
+    created_at timestamptz NOT NULL,
     last_created_at timestamptz,
     oldest_at timestamptz,
     keyed_min uuid,

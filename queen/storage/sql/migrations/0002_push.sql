@@ -90,8 +90,8 @@ BEGIN
             RETURN;
         END IF;
         WITH born AS (
-            INSERT INTO queen.partitions AS p (bucket, partition_id, queue_id, name)
-            SELECT p_bucket, given.partition_id, given.queue_id, given.name
+            INSERT INTO queen.partitions AS p (bucket, partition_id, queue_id, name, created_at)
+            SELECT p_bucket, given.partition_id, given.queue_id, given.name, v_now
             FROM unnest(p_partition_ids, p_partition_queues, p_partition_names)
                 AS given (partition_id, queue_id, name)
             ORDER BY given.partition_id

@@ -63,8 +63,8 @@ BEGIN
     IF p_partition_id IS NOT NULL THEN
         PERFORM FROM queen.queue_buckets b WHERE b.bucket = p_bucket AND b.queue_id = p_queue_id FOR SHARE;
         WITH born AS (
-            INSERT INTO queen.partitions AS p (bucket, partition_id, queue_id, name)
-            VALUES (p_bucket, p_partition_id, p_queue_id, p_partition_name)
+            INSERT INTO queen.partitions AS p (bucket, partition_id, queue_id, name, created_at)
+            VALUES (p_bucket, p_partition_id, p_queue_id, p_partition_name, v_now)
             ON CONFLICT ON CONSTRAINT partitions_pkey DO NOTHING
             RETURNING p.partition_id
         ), counted AS (

@@ -135,6 +135,14 @@ BEGIN
 END
 $$;
 
+-- How many offsets from p_committed on a cursor will skip.
+CREATE OR REPLACE FUNCTION queen.skips_ahead(p_skips int8multirange, p_committed bigint)
+RETURNS bigint LANGUAGE sql IMMUTABLE AS $$
+    SELECT CASE WHEN p_skips IS NULL THEN 0 ELSE (
+        SELECT coalesce(sum(upper(r) - lower(r)), 0)::bigint
+        FROM unnest(p_skips - int8multirange(int8range(NULL, p_committed))) r) END
+$$;
+
 -- How far behind a group is in its queue, from at most p_sample cursors that have something and as many of those
 -- that are ready last (leased, delayed): `partitions` of them lag, `oldest_at` is the creation of the oldest message
 -- that one of them has not consumed, `processing` are the messages under live leases, `leases` how many those are.
@@ -191,7 +199,7 @@ $$;
 CREATE OR REPLACE FUNCTION queen.lagging_partitions(
     p_bucket integer, p_now timestamptz, p_epoch integer, p_queue_ids uuid[], p_groups text[], p_limit integer
 ) RETURNS TABLE (
-    place integer, partition_id uuid, partition_name text, committed bigint, next_offset bigint, oldest_at timestamptz,
+    place integer, partition_id uuid, partition_name text, committed bigint, ahead bigint, oldest_at timestamptz,
     lease_id uuid, lease_live boolean, consumed_at timestamptz
 ) LANGUAGE plpgsql STABLE
 SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
@@ -202,7 +210,8 @@ DECLARE
     v_now timestamptz := coalesce(p_now, clock_timestamp());
 BEGIN
     RETURN QUERY
-        SELECT given.place::integer, c.partition_id, p.name, c.committed, p.next_offset, first.created_at, c.lease_id,
+        SELECT given.place::integer, c.partition_id, p.name, c.committed,
+            p.next_offset - c.committed - queen.skips_ahead(c.skips, c.committed), first.created_at, c.lease_id,
             coalesce(c.lease_expires_at > v_now AND c.lease_epoch = p_epoch, false), c.consumed_at
         FROM unnest(p_queue_ids, p_groups) WITH ORDINALITY AS given (queue_id, group_name, place)
         CROSS JOIN LATERAL (
@@ -226,7 +235,7 @@ $$;
 CREATE OR REPLACE FUNCTION queen.group_positions(
     p_bucket integer, p_now timestamptz, p_epoch integer, p_queue_id uuid, p_group text, p_limit integer
 ) RETURNS TABLE (
-    partition_id uuid, partition_name text, committed bigint, next_offset bigint, oldest_at timestamptz,
+    partition_id uuid, partition_name text, committed bigint, ahead bigint, oldest_at timestamptz,
     lease_id uuid, lease_live boolean, consumed_at timestamptz
 ) LANGUAGE plpgsql STABLE
 SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
@@ -237,7 +246,8 @@ DECLARE
     v_now timestamptz := coalesce(p_now, clock_timestamp());
 BEGIN
     RETURN QUERY
-        SELECT c.partition_id, p.name, c.committed, p.next_offset, first.created_at, c.lease_id,
+        SELECT c.partition_id, p.name, c.committed,
+            p.next_offset - c.committed - queen.skips_ahead(c.skips, c.committed), first.created_at, c.lease_id,
             coalesce(c.lease_expires_at > v_now AND c.lease_epoch = p_epoch, false), c.consumed_at
         FROM (
             SELECT pa.* FROM queen.partitions pa

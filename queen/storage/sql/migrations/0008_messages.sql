@@ -3,13 +3,12 @@
 -- Serves the dead letter list of all queues, newest failure first.
 CREATE INDEX dead_letters_by_time ON queen.dead_letters (bucket, failed_at);
 
--- Partitions of a queue in which to look for recent messages: all of them if there are no more than p_most, else half of
--- that from those that have something for some group, the latest news first, and half from those whose oldest
--- message is the youngest. (An index by the time of the last push would cost every push.)
-CREATE OR REPLACE FUNCTION queen.partitions_to_look_at(
-    p_bucket integer, p_queue_id uuid, p_groups text[], p_most integer
-) RETURNS TABLE (
-    partition_id uuid, name text, first_offset bigint, next_offset bigint, last_created_at timestamptz
+-- Partitions in which to look for recent messages of queues: all of a queue if there are no more than p_most that hold any,
+-- else half of that from those that have something for some group, the latest news first, and half from those whose
+-- oldest message is the youngest. (An index by the time of the last push would cost every push.)
+CREATE OR REPLACE FUNCTION queen.partitions_to_look_at(p_bucket integer, p_queue_ids uuid[], p_most integer)
+RETURNS TABLE (
+    partition_id uuid, queue_id uuid, name text, first_offset bigint, next_offset bigint, last_created_at timestamptz
 ) LANGUAGE plpgsql STABLE
 SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
 SET plan_cache_mode = force_generic_plan SET jit = off
@@ -17,25 +16,29 @@ AS $$
 #variable_conflict use_column
 DECLARE
     v_ids uuid[];
+    v_groups text[];
 BEGIN
-    v_ids := ARRAY(
-        SELECT p.partition_id FROM queen.partitions p
-        WHERE p.bucket = p_bucket AND p.queue_id = p_queue_id AND p.oldest_at IS NOT NULL
-        ORDER BY p.oldest_at DESC LIMIT p_most + 1);
-    IF cardinality(v_ids) > p_most THEN
-        v_ids := v_ids[1 : p_most / 2];
-        FOR i IN 1 .. cardinality(p_groups) LOOP
-            v_ids := v_ids || ARRAY(
-                SELECT c.partition_id FROM queen.cursors c
-                WHERE c.bucket = p_bucket AND c.queue_id = p_queue_id AND c.group_name = p_groups[i]
-                    AND c.ready_at IS NOT NULL
-                ORDER BY c.ready_at DESC LIMIT p_most / 2 / cardinality(p_groups));
-        END LOOP;
-    END IF;
-    RETURN QUERY
-        SELECT p.partition_id, p.name, p.first_offset, p.next_offset, p.last_created_at
-        FROM (SELECT DISTINCT unnest(v_ids) AS partition_id) given
-        JOIN queen.partitions p ON p.bucket = p_bucket AND p.partition_id = given.partition_id;
+    FOR i IN 1 .. cardinality(p_queue_ids) LOOP
+        v_ids := ARRAY(
+            SELECT p.partition_id FROM queen.partitions p
+            WHERE p.bucket = p_bucket AND p.queue_id = p_queue_ids[i] AND p.oldest_at IS NOT NULL
+            ORDER BY p.oldest_at DESC LIMIT p_most + 1);
+        IF cardinality(v_ids) > p_most THEN
+            v_ids := v_ids[1 : p_most / 2];
+            v_groups := ARRAY(SELECT g.name FROM queen.consumer_groups g WHERE g.queue_id = p_queue_ids[i] LIMIT p_most);
+            FOR j IN 1 .. cardinality(v_groups) LOOP
+                v_ids := v_ids || ARRAY(
+                    SELECT c.partition_id FROM queen.cursors c
+                    WHERE c.bucket = p_bucket AND c.queue_id = p_queue_ids[i] AND c.group_name = v_groups[j]
+                        AND c.ready_at IS NOT NULL
+                    ORDER BY c.ready_at DESC LIMIT greatest(p_most / 2 / cardinality(v_groups), 1));
+            END LOOP;
+        END IF;
+        RETURN QUERY
+            SELECT p.partition_id, p.queue_id, p.name, p.first_offset, p.next_offset, p.last_created_at
+            FROM (SELECT DISTINCT unnest(v_ids) AS partition_id) given
+            JOIN queen.partitions p ON p.bucket = p_bucket AND p.partition_id = given.partition_id;
+    END LOOP;
 END
 $$;
 
@@ -44,7 +47,8 @@ $$;
 CREATE OR REPLACE FUNCTION queen.newest_segments(
     p_bucket integer, p_partition_ids uuid[], p_below bigint[], p_from timestamptz, p_to timestamptz, p_most integer
 ) RETURNS TABLE (
-    part integer, base_offset bigint, message_count integer, created_at timestamptz, erased integer[]
+    part integer, base_offset bigint, message_count integer, created_at timestamptz, raw_bytes integer,
+    erased integer[]
 ) LANGUAGE plpgsql STABLE
 SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
 SET plan_cache_mode = force_generic_plan SET jit = off
@@ -52,7 +56,7 @@ AS $$
 #variable_conflict use_column
 BEGIN
     RETURN QUERY
-        SELECT given.part::integer, s.base_offset, s.message_count, s.created_at, s.erased
+        SELECT given.part::integer, s.base_offset, s.message_count, s.created_at, s.raw_bytes, s.erased
         FROM unnest(p_partition_ids, p_below) WITH ORDINALITY AS given (partition_id, below, part)
         JOIN queen.partitions p ON p.bucket = p_bucket AND p.partition_id = given.partition_id
             AND p.last_created_at >= p_from AND p.oldest_at <= p_to
@@ -62,7 +66,8 @@ BEGIN
                     queen.offset_after(p_bucket, p.partition_id, p.first_offset, p.next_offset, p_to)) END AS below
         ) window_end
         CROSS JOIN LATERAL (
-            SELECT seg.base_offset, seg.message_count, seg.created_at, seg.erased FROM queen.segments seg
+            SELECT seg.base_offset, seg.message_count, seg.created_at, seg.raw_bytes, seg.erased
+            FROM queen.segments seg
             WHERE seg.bucket = p_bucket AND seg.partition_id = given.partition_id
                 AND seg.base_offset < window_end.below
             ORDER BY seg.base_offset DESC LIMIT p_most
@@ -225,4 +230,75 @@ AS $$
         SELECT p_bucket, 6, p_queue_id, -count(*), gone.group_name FROM gone GROUP BY gone.group_name
     )
     SELECT count(*)::integer FROM gone
+$$;
+
+-- Up to p_limit partitions of a queue, those with the oldest messages first and the empty ones last; with p_pending only
+-- such as may have something for some group, those that have waited longest first.
+CREATE OR REPLACE FUNCTION queen.list_partitions(p_bucket integer, p_queue_id uuid, p_pending boolean, p_limit integer)
+RETURNS uuid[] LANGUAGE plpgsql STABLE
+SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
+SET plan_cache_mode = force_generic_plan SET jit = off
+AS $$
+DECLARE
+    v_groups text[] := ARRAY(SELECT g.name FROM queen.consumer_groups g WHERE g.queue_id = p_queue_id);
+    v_ids uuid[] := '{}';
+BEGIN
+    IF NOT p_pending OR cardinality(v_groups) = 0 THEN
+        RETURN ARRAY(
+            SELECT p.partition_id FROM queen.partitions p
+            WHERE p.bucket = p_bucket AND p.queue_id = p_queue_id AND (NOT p_pending OR p.oldest_at IS NOT NULL)
+            ORDER BY p.oldest_at LIMIT p_limit);
+    END IF;
+    FOR i IN 1 .. cardinality(v_groups) LOOP
+        v_ids := v_ids || ARRAY(
+            SELECT c.partition_id FROM queen.cursors c
+            WHERE c.bucket = p_bucket AND c.queue_id = p_queue_id AND c.group_name = v_groups[i]
+                AND c.ready_at IS NOT NULL
+            ORDER BY c.ready_at LIMIT p_limit);
+    END LOOP;
+    RETURN ARRAY(SELECT DISTINCT id FROM unnest(v_ids) id LIMIT p_limit);
+END
+$$;
+
+-- What is in partitions of a queue. `ahead` is what the slowest group has not consumed, `processing` what it has under a
+-- live lease; dead letters are counted up to 1,000.
+CREATE OR REPLACE FUNCTION queen.partition_states(
+    p_bucket integer, p_now timestamptz, p_epoch integer, p_queue_id uuid, p_ids uuid[]
+) RETURNS TABLE (
+    partition_id uuid, name text, created_at timestamptz, total bigint, ahead bigint, processing bigint,
+    dead_letters bigint, consumed bigint, oldest_at timestamptz, newest_at timestamptz, active_at timestamptz
+) LANGUAGE plpgsql STABLE
+SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
+SET plan_cache_mode = force_generic_plan SET jit = off
+AS $$
+#variable_conflict use_column
+DECLARE
+    v_now timestamptz := coalesce(p_now, clock_timestamp());
+BEGIN
+    RETURN QUERY
+        SELECT p.partition_id, p.name, p.created_at, p.next_offset - p.first_offset - p.erased,
+            p.next_offset - greatest(slowest.committed, p.first_offset) - coalesce(slowest.skips, 0),
+            coalesce(slowest.processing, 0), dead.letters, coalesce(slowest.committed, 0), p.oldest_at,
+            CASE WHEN p.oldest_at IS NOT NULL THEN p.last_created_at END,
+            greatest(p.last_created_at, slowest.consumed_at)
+        FROM unnest(p_ids) WITH ORDINALITY AS given (partition_id, number)
+        JOIN queen.partitions p ON p.bucket = p_bucket AND p.partition_id = given.partition_id
+        LEFT JOIN LATERAL (
+            SELECT c.committed, c.consumed_at,
+                CASE WHEN c.lease_expires_at > v_now AND c.lease_epoch = p_epoch
+                    THEN c.lease_end - greatest(c.lease_first, c.committed) END AS processing,
+                queen.skips_ahead(c.skips, c.committed) AS skips
+            FROM queen.cursors c
+            JOIN queen.consumer_groups g ON g.queue_id = p_queue_id AND g.name = c.group_name
+            WHERE c.bucket = p_bucket AND c.partition_id = given.partition_id
+            ORDER BY c.committed LIMIT 1
+        ) slowest ON true
+        CROSS JOIN LATERAL (
+            SELECT count(*) AS letters FROM (
+                SELECT FROM queen.dead_letters d WHERE d.bucket = p_bucket AND d.partition_id = given.partition_id
+                LIMIT 1000
+            ) d
+        ) dead
+        ORDER BY given.number;
+END
 $$;

@@ -1,4 +1,4 @@
-"""One stored message, taken out of the line it is stored as."""
+"""One stored message, taken out of the line it is stored as. How lines are made stands in segments.py."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ class Line(msgspec.Struct, frozen=True):
 
 
 _LINE: Final = msgspec.json.Decoder(Line)
+_DATA: Final = b',"data":'
 
 
 def read_line(line: bytes, id_prefix: str) -> Line:
@@ -27,3 +28,9 @@ def read_line(line: bytes, id_prefix: str) -> Line:
     """
     prefix = id_prefix.encode()
     return _LINE.decode(b'{"id":"' + prefix + line.replace(b"\0", prefix) + b"}")
+
+
+def without_payload(line: bytes) -> bytes:
+    """The line with ``null`` for its payload, which may be megabytes. (Inside a JSON string every quote is escaped, so
+    that the first place that looks like the member is the member.)"""
+    return line[: line.index(_DATA) + len(_DATA)] + b"null"

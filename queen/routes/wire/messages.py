@@ -1,0 +1,150 @@
+"""Single messages: which are asked for, the list, all of one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Final
+
+import msgspec
+
+from queen.model.browse import Found, FoundMessage, MessageDetail, MessageQuery, MessageStatus
+from queen.model.queue import QUEUE_MODE
+from queen.routes.wire.body import format_time
+from queen.routes.wire.query import read_page, read_time, time_or_null
+from queen.storage.lines import Line, read_line
+
+MAX_PAGE: Final = 1000
+DEFAULT_WINDOW: Final = timedelta(hours=1)
+
+_STATUSES: Final = {
+    **{status.value: status for status in MessageStatus},
+    "failed": MessageStatus.DEAD_LETTER,
+    "deadLetter": MessageStatus.DEAD_LETTER,
+}
+
+
+def read_message_query(query: Mapping[str, str]) -> MessageQuery:
+    """Without ``from`` the last hour before ``to``; ``to`` covers its whole minute."""
+    limit, offset = read_page(query, 200, MAX_PAGE)
+    created_to = read_time(query.get("to", ""))
+    created_from = read_time(query.get("from", ""))
+    if created_to is not None:
+        created_to = created_to.replace(second=0, microsecond=0) + timedelta(minutes=1, microseconds=-1)
+    if created_from is None:
+        created_from = (created_to or datetime.now(UTC)) - DEFAULT_WINDOW
+    return MessageQuery(
+        queue=query.get("queue"),
+        partition=query.get("partition"),
+        namespace=query.get("namespace", query.get("ns")),
+        task=query.get("task"),
+        status=_STATUSES.get(query.get("status", "")),
+        created_from=created_from,
+        created_to=created_to,
+        limit=limit,
+        offset=offset,
+    )
+
+
+def write_messages(found: Found) -> bytes:
+    return msgspec.json.encode(
+        {
+            "messages": [_entry(message, read_line(message.line, message.id_prefix)) for message in found.messages],
+            "mode": _mode(found.groups),
+        }
+    )
+
+
+def _mode(groups: Iterable[str]) -> dict[str, object]:
+    groups = set(groups)
+    queue_mode, named = QUEUE_MODE in groups, len(groups - {QUEUE_MODE})
+    kind = "hybrid" if queue_mode and named else "queue" if queue_mode else "bus" if named else "none"
+    return {"hasQueueMode": queue_mode, "busGroupsCount": named, "type": kind}
+
+
+def _entry(message: FoundMessage, line: Line) -> dict[str, object]:
+    standing = message.standing
+    return {
+        "id": line.message_id,
+        "transactionId": line.transaction_id,
+        "partitionId": str(message.partition_id),
+        "queuePath": f"{message.queue.name}/{message.partition}",
+        "queue": message.queue.name,
+        "partition": message.partition,
+        "namespace": message.queue.namespace,
+        "task": message.queue.task,
+        "status": standing.status.value,
+        "queueStatus": None if standing.queue_status is None else standing.queue_status.value,
+        "busStatus": {"consumedBy": standing.consumed_by, "totalGroups": standing.total_groups},
+        "traceId": line.trace_id,
+        "producerSub": line.producer_sub,
+        "queuePriority": message.queue.options.priority,
+        "createdAt": format_time(message.created_at),
+        "leaseExpiresAt": time_or_null(standing.lease_expires_at),
+        "offset": message.offset,
+    }
+
+
+def write_short_messages(found: Found) -> bytes:
+    """The bare array of ``status/queues/:q/messages``."""
+    entries = []
+    for message in found.messages:
+        entry = _entry(message, read_line(message.line, message.id_prefix))
+        names = ("id", "transactionId", "partitionId", "queuePath", "queue", "partition", "status", "createdAt")
+        entries.append({name: entry[name] for name in names})
+    return msgspec.json.encode(entries)
+
+
+def write_message(detail: MessageDetail) -> bytes:
+    message = detail.message
+    line = read_line(message.line, message.id_prefix)
+    options = message.queue.options
+    return msgspec.json.encode(
+        {
+            **_entry(message, line),
+            "payload": line.data,
+            "isEncrypted": detail.encrypted,
+            "errorMessage": detail.error,
+            "retryCount": detail.retry_count,
+            "queueConfig": {
+                "leaseTime": options.lease_seconds,
+                "retryLimit": options.retry_limit,
+                "retryDelay": options.retry_delay_ms,
+                "ttl": options.ttl_seconds,
+                "priority": options.priority,
+            },
+            "mode": {**_mode(detail.cursors), "consumedByGroups": message.standing.consumed_by},
+            "consumerGroups": [
+                {
+                    "name": group,
+                    "consumed": message.offset < cursor.committed,
+                    "leaseExpiresAt": time_or_null(cursor.lease_expires_at if cursor.holds(message.offset) else None),
+                }
+                for group, cursor in sorted(detail.cursors.items())
+            ],
+        }
+    )
+
+
+def write_erased(partition_id: str, transaction_id: str, *, erased: bool) -> bytes:
+    return msgspec.json.encode(
+        {
+            "success": erased,
+            "partitionId": partition_id,
+            "transactionId": transaction_id,
+            "message": "Message deleted" if erased else "Message not found",
+        }
+    )
+
+
+def write_retried(transaction_id: str, new_transaction_id: str | None) -> bytes:
+    answer: dict[str, object] = {"retried": new_transaction_id is not None, "transactionId": transaction_id}
+    if new_transaction_id is None:
+        answer["message"] = "The message is not in the dead letter queue"
+    else:
+        answer["newTransactionId"] = new_transaction_id
+    return msgspec.json.encode(answer)
+
+
+def write_set_aside(transaction_id: str) -> bytes:
+    return msgspec.json.encode({"movedToDLQ": True, "transactionId": transaction_id})
