@@ -43,7 +43,9 @@ def configure(level: str, line_format: str, **bound: object) -> None:
     if line_format == "json":
         last = [structlog.processors.format_exc_info, head_first, structlog.processors.JSONRenderer(default=str)]
     else:
-        last = [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
+        # Plain: where rich is installed, the default shows the variables of every frame, payloads among them.
+        plain = structlog.dev.plain_traceback
+        last = [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=plain)]
     formatter = structlog.stdlib.ProcessorFormatter(
         foreign_pre_chain=shared,
         processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *last],
