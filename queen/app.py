@@ -15,6 +15,7 @@ import structlog
 import trio
 from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable, HTTPScope
 from quart import Blueprint, Response
+from quart.globals import request_ctx
 from quart.sessions import SessionInterface, SessionMixin
 from quart.utils import encode_headers
 from quart.wrappers.base import BaseRequestWebsocket
@@ -304,7 +305,7 @@ class QueenApp(QuartTrio):
         find_route(request.method, request.path)
         raise AssertionError(f"{request.method} {request.path} is a route of ours and not of Quart's")
 
-    async def handle_user_exception(self, error: Exception | BaseExceptionGroup) -> Any:  # type: ignore[override]
+    async def handle_user_exception(self, error: Exception | BaseExceptionGroup) -> Any:
         """A group is a bug in a handler, since handlers open no nursery: it is answered as one error, not taken apart.
 
         Quart's own way would answer the first of its errors and drop the rest.
@@ -334,4 +335,4 @@ def _problem_of(error: Exception) -> Problem:
 
 
 def _current_request() -> Request:
-    return cast("Request", quart.request._get_current_object())
+    return cast("Request", request_ctx.request)
