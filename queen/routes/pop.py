@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from queen.errors import QueenError
 from queen.routes.call import Answer, Call, Context
 from queen.routes.wire.pop import read_pop, write_batch
 from queen.streaming.delivery import Delivery
@@ -27,7 +28,11 @@ async def pop(context: Context, call: Call) -> Answer:
         chunk_bytes=context.settings.stream_chunk_bytes,
     )
     call.facts["messages"], call.facts["partitions"] = batch.message_count, len(batch.claims)
-    await delivery.prepare()
+    try:
+        await delivery.prepare()
+    except QueenError:
+        await delivery.abandon()  # before the answer: whoever asks again at once must find it
+        raise
     if delivery.messages == 0:  # all of it was removed, by retention or with its queue, since it was claimed
         await delivery.abandon()
         return NOTHING
