@@ -54,7 +54,7 @@ class Connection:
     """Serves one client until either side ends it. Used by one task; ``hang_up`` and ``retire`` may come from another.
 
     Args:
-        connected: not blocking, with TCP_NODELAY. Closed by this connection unless ``run`` gives it back.
+        connected: not blocking, with TCP_NODELAY. Closed by the caller.
         buffer: to receive into. May be shared: nothing is kept in it while another connection runs.
     """
 
@@ -87,7 +87,7 @@ class Connection:
                 self._socket.shutdown(socket.SHUT_RD)  # what has arrived is still served, then comes the end
 
     async def run(self) -> bytes | None:
-        """Serve. Returns what was received of something that is no plain HTTP/1.1; the socket is then the caller's.
+        """Serve. Returns what was received of something that is no plain HTTP/1.1, if it comes to that.
 
         A hang-up cancels what is being done, at whatever point; so does the caller's own cancellation.
         """
@@ -96,9 +96,6 @@ class Connection:
                 await self._serve()
         except Exception as error:  # a bug of ours ends this connection and not its neighbours
             log.error("unexpected error", exc_info=error)
-        finally:
-            if self._parser.foreign is None:
-                self._socket.close()
         return self._parser.foreign
 
     async def _serve(self) -> None:

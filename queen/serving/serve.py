@@ -60,10 +60,11 @@ async def serve(
     buffer = memoryview(bytearray(RECEIVE_BYTES))
 
     async def serve_connection(accepted: trio.SocketStream) -> None:
-        connected = socket.socket(fileno=accepted.socket.detach())
-        connected.setblocking(False)
-        foreign = await Connection(service, watch, connected, buffer).run()
-        if foreign is not None:
+        with socket.socket(fileno=accepted.socket.detach()) as connected:
+            connected.setblocking(False)
+            foreign = await Connection(service, watch, connected, buffer).run()
+            if foreign is None:
+                return
             stream = ReplayedStream(connected, foreign)
             await TCPServer(ASGIWrapper(app), config, context, ConnectionState(state.copy()), stream)  # type: ignore[arg-type]
 
