@@ -361,6 +361,7 @@ class Victim:
         self._options = options
         self._ledger = ledger
         self._process: trio.Process | None = None
+        self._ready_wanted = 0  # reports of a worker that serves, over all lives
 
     @property
     def process(self) -> trio.Process:
@@ -381,7 +382,8 @@ class Victim:
 
     async def start(self) -> None:
         command = [sys.executable, "-m", "queen", "run", "--data-dir", str(self._data), "--port", str(self.port)]
-        ready_before = self._ready_lines()
+        self._ready_wanted = self._log_count(b'"worker ready"') + self._options.workers
+        listening_before = self._log_count(b" listening on http")
         with self.log.open("ab") as output:
             self._process = await self._nursery.start(
                 partial(
@@ -397,7 +399,7 @@ class Victim:
                 )
             )
         began = trio.current_time()
-        while self._ready_lines() == ready_before:
+        while self._log_count(b" listening on http") == listening_before:
             if self.process.poll() is not None or trio.current_time() > began + START_SECONDS:
                 raise RuntimeError(f"the server did not start: exit {self.process.returncode}\n{tail(self.log)}")
             await trio.sleep(0.02)
@@ -405,8 +407,13 @@ class Victim:
         slowest = round((trio.current_time() - began) * 1000)
         self._ledger.counts["slowest start, ms"] = max(slowest, self._ledger.counts["slowest start, ms"])
 
-    def _ready_lines(self) -> int:
-        return self.log.read_bytes().count(b" listening on http") if self.log.exists() else 0
+    def _log_count(self, needle: bytes) -> int:
+        return self.log.read_bytes().count(needle) if self.log.exists() else 0
+
+    async def wait_whole(self) -> None:
+        """Until all workers serve. Killing those that only boot would tell how fast this machine boots, no more."""
+        while self._log_count(b'"worker ready"') < self._ready_wanted:
+            await trio.sleep(0.05)
 
     async def _end(self, process: trio.Process) -> None:
         process.terminate()
@@ -423,6 +430,7 @@ class Victim:
     async def kill_worker(self) -> None:
         if workers := self._named("queen.worker"):  # none for a moment after a kill before
             os.kill(random.choice(workers), signal.SIGKILL)
+            self._ready_wanted += 1
             self._ledger.counts["workers killed"] += 1
 
     async def restart_postgres(self) -> None:
@@ -493,6 +501,7 @@ async def inflict(victim: Victim, options: Options) -> None:
         which = min(range(len(kinds)), key=due.__getitem__)
         await trio.sleep_until(due[which])
         every, harm = kinds[which]
+        await victim.wait_whole()
         await harm()  # type: ignore[misc]
         due[which] = max(due[which] + every, trio.current_time())
 
@@ -572,6 +581,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=random.randrange(1_000_000), help="of choices, not of timing")
     options = Options(**vars(parser.parse_args()))
     ledger = Ledger(options.partitions, options.lease_seconds)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # either way, no server is left behind
     began = time.monotonic()
     try:
         trio.run(run, options, ledger)

@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 HERE = Path(__file__).resolve().parent
+PROJECT = HERE.parent.parent
 START_SECONDS = 40.0  # initdb on a busy machine
 STOP_SECONDS = 15.0
 TINY = ("--app", "tiny_app:create_app")
@@ -101,7 +102,7 @@ class Server:
             for name, value in os.environ.items()
             if not name.startswith(("QUEEN_", "PG_", "DEFAULT_")) and name not in ("HOST", "PORT", "HOME")
         }
-        path = os.pathsep.join(map(str, (*python_path, HERE, HERE.parent.parent)))
+        path = os.pathsep.join(map(str, (*python_path, HERE, PROJECT)))
         where = () if "--database-url" in flags else ("--data-dir", str(home))
         with self._out.open("wb") as out, self._err.open("wb") as err:
             self.process: subprocess.Popen[bytes] = subprocess.Popen(

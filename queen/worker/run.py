@@ -1,23 +1,20 @@
-"""One worker process, the composition root: settings in, logs up, the app built and served, all closed in reverse.
+"""The composition root of a worker: settings in, logs up, the app built and served, all closed in reverse.
 
 What the app decides about messages is not here, nor how the process is started and watched (supervisor.py).
 
-    import the app ──Start──▶ open it (lifespan) ──Ready──▶ serve ──Drain or end of channel──▶ finish ──▶ exit 0
+    imported ──Start──▶ open the app (lifespan) ──Ready──▶ serve ──Drain or end of channel──▶ finish ──▶ exit 0
                                   └── Failed, exit 3
 """
 
 from __future__ import annotations
 
-import argparse
-import importlib
+import contextlib
 import logging
 import os
-import select
 import signal
 import socket
 import sys
 import threading
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -32,7 +29,7 @@ from hypercorn.utils import LifespanFailureError
 
 from queen.config.settings import Settings
 from queen.config.sources import decode_settings
-from queen.control import ControlChannel, Drain, Failed, Heartbeat, Ready, Start
+from queen.control import ControlChannel, Drain, Failed, Heartbeat, Message, Ready, Start
 from queen.errors import StartupError
 from queen.observability import logs
 from queen.serving.serve import serve
@@ -44,8 +41,7 @@ NEVER_SERVED: Final = 3  # the supervisor does not take this for a crash
 
 HEARTBEAT_SECONDS: Final = 1.0
 HARD_EXIT_MARGIN_SECONDS: Final = 1.0  # past the grace, and before the supervisor's own margin runs out
-ORPHAN_GRACE_SECONDS: Final = 0.5
-ORPHAN_SECONDS: Final = 0.9  # gone within a second of the supervisor, which may be started again by then
+ORPHAN_GRACE_SECONDS: Final = 0.3  # the guard in __main__.py ends the process soon after
 
 STARTUP_SECONDS: Final = 600.0  # migrations of a large database run in here, and other workers wait for them
 KEEP_ALIVE_SECONDS: Final = 75.0  # longer than the 60 s that proxies keep an idle connection
@@ -73,13 +69,12 @@ class Service(Protocol):
 
 
 class Watched:
-    """The app, between it and the server: counts requests and notices how its lifespan ends.
+    """The app as the server sees it. In between, how its lifespan ends is noticed.
 
     The server goes on serving when an app's lifespan ends in an error; ours has closed its storage by then.
     """
 
     def __init__(self, app: ASGIFramework, stop: Callable[[], None]) -> None:
-        self.requests = 0
         self.startup_failure: str | None = None
         self.crash: BaseException | None = None
         self._app = app
@@ -91,7 +86,6 @@ class Watched:
 
     async def __call__(self, scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
         if scope["type"] != "lifespan":
-            self.requests += 1
             await self._app(scope, receive, send)
             return
 
@@ -133,7 +127,7 @@ class Worker:
         except* LifespanFailureError:
             pass  # said below
         if self._watched.startup_failure is not None:
-            await self._channel.send(Failed(error=self._watched.startup_failure))
+            await self._tell(Failed(error=self._watched.startup_failure))
             return NEVER_SERVED
         if self._watched.crash is not None:
             log.error("the application ended in an error", exc_info=self._watched.crash)
@@ -154,7 +148,7 @@ class Worker:
             )
             # The server reports itself started also when the lifespan has just failed: its error is still on the way.
             if not self._watched.failed:
-                await self._channel.send(Ready())
+                await self._tell(Ready())
                 nursery.start_soon(self._beat)
         nursery.cancel_scope.cancel()
 
@@ -165,12 +159,15 @@ class Worker:
             await trio.sleep_until(due)
             lag_seconds = trio.current_time() - due
             due += lag_seconds  # a stall is reported once, not made up for by beats in a row
-            await self._channel.send(self._heartbeat(lag_seconds))
+            await self._tell(self._heartbeat(lag_seconds))
+
+    async def _tell(self, message: Message) -> None:
+        # When the supervisor is gone, who hears its end drains; what is in flight is not cut short for want of an ear.
+        with contextlib.suppress(trio.BrokenResourceError):
+            await self._channel.send(message)
 
     def _heartbeat(self, lag_seconds: float) -> Heartbeat:
-        beat = Heartbeat(
-            loop_lag_ms=round(lag_seconds * 1000, 1), rss_bytes=rss_bytes(), requests=self._watched.requests
-        )
+        beat = Heartbeat(loop_lag_ms=round(lag_seconds * 1000, 1), rss_bytes=rss_bytes())
         if self._service is None:
             return beat
         done = self._service.statistics()
@@ -212,22 +209,6 @@ def exit_by(seconds: float) -> None:
     timer.start()
 
 
-def guard_against_orphanhood(control_fd: int) -> None:
-    """End this process when its supervisor is gone, whatever the loop is doing: importing, or stuck.
-
-    A thread of its own, for that reason. The loop sees the same end and drains meanwhile.
-    """
-
-    def watch() -> None:
-        poll = select.poll()
-        poll.register(control_fd, select.POLLRDHUP)
-        poll.poll()
-        time.sleep(ORPHAN_SECONDS)
-        os._exit(CRASHED)
-
-    threading.Thread(target=watch, name="orphan guard", daemon=True).start()
-
-
 def server_config(settings: Settings) -> Config:
     """How hypercorn is to serve."""
     config = Config()
@@ -257,21 +238,3 @@ async def run_worker(control: socket.socket, listener: socket.socket, factory: C
             await channel.send(Failed(error=error.detail))
             return NEVER_SERVED
         return await Worker(app, settings, listener, channel).run()
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description="One worker process; the supervisor starts it.")
-    parser.add_argument("--control-fd", type=int, required=True)
-    parser.add_argument("--listen-fd", type=int, required=True)
-    parser.add_argument("--app", required=True)
-    arguments = parser.parse_args()
-    guard_against_orphanhood(arguments.control_fd)
-    # Imported while the supervisor still makes the database ready.
-    module, _, name = arguments.app.partition(":")
-    factory = getattr(importlib.import_module(module), name)
-    control, listener = (socket.socket(fileno=fd) for fd in (arguments.control_fd, arguments.listen_fd))
-    sys.exit(trio.run(run_worker, control, listener, factory))
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,59 @@
+"""The first code of a worker process: a guard against outliving the supervisor, then the imports, then the work.
+
+What takes long to import is imported in ``main``, under the guard; how the worker serves is in run.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import select
+import socket
+import sys
+import threading
+import time
+from typing import Final
+
+ORPHANED: Final = 1
+ORPHAN_SECONDS: Final = 0.7  # the promise is one second; a busy machine takes its share of it
+
+
+def main() -> int:
+    """Serve until told to drain. Returns the exit code."""
+    parser = argparse.ArgumentParser(prog="queen.worker", description="One worker process; the supervisor starts it.")
+    parser.add_argument("--control-fd", type=int, required=True)
+    parser.add_argument("--listen-fd", type=int, required=True)
+    parser.add_argument("--app", required=True, help="module:factory")
+    arguments = parser.parse_args()
+    guard_against_orphanhood(arguments.control_fd)
+
+    import trio
+
+    from queen.worker.run import run_worker
+
+    # The app is imported here, while the supervisor still makes the database ready.
+    module, _, name = arguments.app.partition(":")
+    factory = getattr(importlib.import_module(module), name)
+    control, listener = (socket.socket(fileno=fd) for fd in (arguments.control_fd, arguments.listen_fd))
+    return trio.run(run_worker, control, listener, factory)
+
+
+def guard_against_orphanhood(control_fd: int) -> None:
+    """End this process when its supervisor is gone, whatever else it is doing: importing, or stuck in its loop.
+
+    A thread of its own, for that reason. The loop sees the same end of the channel and drains meanwhile.
+    """
+
+    def watch() -> None:
+        poll = select.poll()
+        poll.register(control_fd, select.POLLRDHUP)
+        poll.poll()
+        time.sleep(ORPHAN_SECONDS)
+        os._exit(ORPHANED)
+
+    threading.Thread(target=watch, name="orphan guard", daemon=True).start()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
