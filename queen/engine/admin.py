@@ -7,7 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
+from typing import Final
+from uuid import UUID
 
+import trio
+
+from queen.engine.batcher import Batcher
 from queen.model.browse import Found, MessageDetail, MessageQuery
 from queen.model.message import PushResult
 from queen.model.queue import QUEUE_MODE, Queue
@@ -20,10 +25,14 @@ from queen.model.status import (
     PartitionStatus,
     QueueStatus,
 )
+from queen.model.trace import NamedTrace, NewTrace, Trace, TraceName
 from queen.storage.groups import Moved, Target
 from queen.storage.messages import Place
 from queen.storage.pushes import Woken
 from queen.storage.store import Store
+
+MAX_WAITING_TRACES: Final = 10_000
+"""Traces that may wait to be recorded; past it a consumer is told so, and goes on without."""
 
 
 class Admin:
@@ -35,6 +44,10 @@ class Admin:
         self._store = store
         self._tell_group = tell_group
         self._tell_woken = tell_woken
+        # one write at a time: two would wait for each other at the totals of a name that everybody uses
+        self._traces: Batcher[NewTrace, UUID | None] = Batcher(
+            "trace", store.traces.record, writers=1, max_weight=1000, max_waiting=MAX_WAITING_TRACES
+        )
 
     # -- resources ------------------------------------------------------------------------------------------------
 
@@ -104,6 +117,30 @@ class Admin:
             return retried
         self._tell_woken(retried.woken)
         return retried.result
+
+    # -- traces ---------------------------------------------------------------------------------------------------
+
+    async def record_trace(self, trace: NewTrace) -> UUID | None:
+        """Record a trace with whatever others wait to be recorded. Its id; None: there is no such message."""
+        return await self._traces.submit(trace)
+
+    async def traces_of(self, partition_id: str, transaction_id: str) -> list[Trace]:
+        """The traces of a message, oldest first."""
+        return await self._store.traces.of_message(partition_id, transaction_id)
+
+    async def traces_by_name(self, name: str, limit: int, offset: int) -> tuple[int, list[NamedTrace]]:
+        """How many traces have a name, and a page of them, oldest first."""
+        return await self._store.traces.by_name(name, limit, offset)
+
+    async def trace_names(self, limit: int, offset: int) -> tuple[int, list[TraceName]]:
+        """How many names there are, and a page of them, the latest first."""
+        return await self._store.traces.names(limit, offset)
+
+    # -- life -----------------------------------------------------------------------------------------------------
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """What runs in the background, until cancelled."""
+        await self._traces.run(task_status=task_status)
 
     async def _tell(self, place: Place, group: str) -> None:
         queue = await self._store.catalogue.find(place.queue)

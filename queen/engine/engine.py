@@ -469,6 +469,7 @@ class Engine:
         async with trio.open_nursery() as tasks:
             for batcher in (self._pushes, self._acks, self._claims):
                 await tasks.start(batcher.run)
+            await tasks.start(self.admin.run)
             tasks.start_soon(self._wakeups.run_timers)
             tasks.start_soon(self._run_notifier)
             tasks.start_soon(self._run_sweep)

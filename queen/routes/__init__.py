@@ -21,6 +21,7 @@ from queen.routes import (
     queues,
     resources,
     streams,
+    traces,
     transactions,
 )
 from queen.routes.call import Handler
@@ -60,6 +61,10 @@ ROUTES: Final = (
     Route("POST", "/api/v1/messages/<partition_id>/<transaction_id>/retry", messages.retry_message),
     Route("POST", "/api/v1/messages/<partition_id>/<transaction_id>/dlq", messages.set_message_aside),
     Route("GET", "/api/v1/dlq", dead_letters.list_dead_letters),
+    Route("POST", "/api/v1/traces", traces.record),
+    Route("GET", "/api/v1/traces/names", traces.list_names),
+    Route("GET", "/api/v1/traces/by-name/<name>", traces.list_by_name),
+    Route("GET", "/api/v1/traces/<partition_id>/<transaction_id>", traces.list_of_message),
     Route("GET", "/api/v1/consumer-groups", groups.list_groups),
     Route("GET", "/api/v1/consumer-groups/lagging", groups.list_lagging),
     Route("GET", "/api/v1/consumer-groups/<group>", groups.show_group),

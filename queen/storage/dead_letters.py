@@ -30,12 +30,16 @@ _PLACES: Final = {
     "partitions": " AND d.partition_id = ANY ($6::uuid[])",
 }
 _LIST: Final = {
-    place: "SELECT d.*, p.name AS partition, q.name AS queue, q.namespace, q.task FROM queen.dead_letters d"
-    " JOIN queen.queues q ON q.queue_id = d.queue_id"
-    " JOIN queen.partitions p ON p.bucket = d.bucket AND p.partition_id = d.partition_id"
+    place: "SELECT d.*, p.name AS partition, q.name AS queue, q.namespace, q.task"
+    " FROM (SELECT d.* FROM queen.dead_letters d"
     + _WHERE
     + there
-    + " ORDER BY d.failed_at DESC, d.message_offset DESC LIMIT $5"
+    + " ORDER BY d.failed_at DESC, d.message_offset DESC LIMIT $5) d"
+    " CROSS JOIN LATERAL (SELECT qu.name, qu.namespace, qu.task FROM queen.queues qu"
+    " WHERE qu.queue_id = d.queue_id LIMIT 1) q"
+    " CROSS JOIN LATERAL (SELECT pa.name FROM queen.partitions pa"
+    " WHERE pa.bucket = $1 AND pa.partition_id = d.partition_id LIMIT 1) p"
+    " ORDER BY d.failed_at DESC, d.message_offset DESC"
     for place, there in _PLACES.items()
 }
 _COUNT: Final = {

@@ -75,15 +75,21 @@ _CURSORS: Final = """
         CASE WHEN c.lease_expires_at > clock_timestamp() AND c.lease_epoch = $3
             THEN c.lease_expires_at END AS expires_at
     FROM queen.cursors c
-    JOIN queen.consumer_groups g ON g.queue_id = c.queue_id AND g.name = c.group_name
+    CROSS JOIN LATERAL (
+        SELECT FROM queen.consumer_groups r WHERE r.queue_id = c.queue_id AND r.name = c.group_name LIMIT 1
+    ) registered
     WHERE c.bucket = $1 AND c.partition_id = ANY ($2)
 """
 _SEGMENTS: Final = "SELECT * FROM queen.newest_segments($1, $2, $3, $4, $5, $6)"
 _DEAD: Final = """
     SELECT d.partition_id, d.message_offset, d.group_name
     FROM unnest($2::uuid[], $3::bigint[], $4::bigint[]) AS run (partition_id, first, until)
-    JOIN queen.dead_letters d ON d.bucket = $1 AND d.partition_id = run.partition_id
-        AND d.message_offset >= run.first AND d.message_offset < run.until
+    CROSS JOIN LATERAL (
+        SELECT l.partition_id, l.message_offset, l.group_name FROM queen.dead_letters l
+        WHERE l.bucket = $1 AND l.partition_id = run.partition_id AND l.message_offset >= run.first
+            AND l.message_offset < run.until
+        ORDER BY l.message_offset OFFSET 0
+    ) d
 """
 _BODIES: Final = "SELECT * FROM queen.read_segments($1, $2, $3, $4, 1, 1, true)"
 _SEGMENT_OF: Final = """

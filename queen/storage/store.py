@@ -33,6 +33,7 @@ from queen.storage.pushes import Pushes
 from queen.storage.resources import Resources
 from queen.storage.segments import Keyring
 from queen.storage.streams import Streams
+from queen.storage.traces import Traces
 from queen.storage.translate import CONNECTION_LOST
 
 _HEALTH_SECONDS: Final = 1.5
@@ -65,6 +66,7 @@ class Store:
         self.dead_letters = DeadLetters(bridge, keyring, self.counts)
         self.messages = Messages(bridge, self.catalogue, self.pushes, keyring, self.counts)
         self.resources = Resources(bridge, self.counts)
+        self.traces = Traces(bridge, keyring, buckets)
 
     async def is_healthy(self) -> bool:
         """Whether PostgreSQL answers within a short deadline."""

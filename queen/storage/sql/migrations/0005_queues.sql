@@ -179,6 +179,9 @@ BEGIN
     v_ids := ARRAY(
         SELECT p.partition_id FROM queen.partitions p WHERE p.bucket = p_bucket AND p.queue_id = p_queue_id
         ORDER BY p.partition_id LIMIT p_limit FOR UPDATE);
+    IF queen.drop_traces(p_bucket, v_ids, NULL, NULL, 1000) = 1000 THEN
+        RETURN 1;  -- these partitions have more traces than one step removes
+    END IF;
     DELETE FROM queen.segments s WHERE s.bucket = p_bucket AND s.partition_id = ANY (v_ids);
     DELETE FROM queen.transaction_ids t WHERE t.bucket = p_bucket AND t.partition_id = ANY (v_ids);
     DELETE FROM queen.cursors c WHERE c.bucket = p_bucket AND c.partition_id = ANY (v_ids);

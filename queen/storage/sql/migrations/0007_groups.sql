@@ -1,7 +1,8 @@
 -- Consumer groups, after their registration: forget, start over, move.
 --
 -- One bucket a call. Lock order: queue_buckets, partitions by id, cursors by partition. A cursor becomes idle (ready_at
--- NULL) only under the lock of its partition.
+-- NULL) only under the lock of its partition. Joins are written as in 0002_push.sql, so that no plan begins at the wrong
+-- end.
 
 -- Remove the cursors of a group from one bucket of a queue, and its leases with them. The caller deletes the group's
 -- row first, in the same transaction; a registration that comes meanwhile waits for the lock row.
@@ -10,17 +11,21 @@ RETURNS integer LANGUAGE plpgsql
 SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off
 AS $$
 DECLARE
+    v_ids uuid[];
     v_cursors integer;
 BEGIN
     PERFORM FROM queen.queue_buckets b WHERE b.bucket = p_bucket AND b.queue_id = p_queue_id FOR UPDATE;
-    WITH held AS (
-        SELECT c.partition_id FROM queen.partitions p
-        JOIN queen.cursors c ON c.bucket = p_bucket AND c.partition_id = p.partition_id AND c.group_name = p_group
-        WHERE p.bucket = p_bucket AND p.queue_id = p_queue_id
-        ORDER BY c.partition_id FOR UPDATE OF c
-    ), gone AS (
-        DELETE FROM queen.cursors c USING held
-        WHERE c.bucket = p_bucket AND c.partition_id = held.partition_id AND c.group_name = p_group
+    v_ids := ARRAY(
+        SELECT c.partition_id
+        FROM (SELECT p.partition_id FROM queen.partitions p WHERE p.bucket = p_bucket AND p.queue_id = p_queue_id
+            ORDER BY p.partition_id OFFSET 0) p
+        CROSS JOIN LATERAL (
+            SELECT cu.partition_id FROM queen.cursors cu
+            WHERE cu.bucket = p_bucket AND cu.partition_id = p.partition_id AND cu.group_name = p_group LIMIT 1 FOR UPDATE
+        ) c);
+    WITH gone AS (
+        DELETE FROM queen.cursors c
+        WHERE c.bucket = p_bucket AND c.partition_id = ANY (v_ids) AND c.group_name = p_group
         RETURNING c.committed
     ), counted AS (
         INSERT INTO queen.count_changes (bucket, kind, queue_id, amount, group_name)
@@ -93,15 +98,23 @@ BEGIN
         v_ids := ARRAY(
             SELECT p.partition_id FROM queen.partitions p WHERE p.bucket = p_bucket AND p.queue_id = p_queue_id);
     END IF;
-    PERFORM FROM queen.partitions p WHERE p.bucket = p_bucket AND p.queue_id = p_queue_id AND p.partition_id = ANY (v_ids)
-    ORDER BY p.partition_id FOR SHARE;
+    v_ids := ARRAY(
+        SELECT p.partition_id FROM queen.partitions p
+        WHERE p.bucket = p_bucket AND p.partition_id = ANY (v_ids) AND p.queue_id = p_queue_id
+        ORDER BY p.partition_id FOR SHARE);
 
     WITH held AS (
-        SELECT c.partition_id, c.committed, p.first_offset, p.next_offset, p.oldest_at, p.last_created_at, p.erased
-        FROM queen.partitions p
-        JOIN queen.cursors c ON c.bucket = p_bucket AND c.partition_id = p.partition_id AND c.group_name = p_group
-        WHERE p.bucket = p_bucket AND p.queue_id = p_queue_id AND p.partition_id = ANY (v_ids)
-        ORDER BY c.partition_id FOR NO KEY UPDATE OF c
+        SELECT given.partition_id, c.committed, p.first_offset, p.next_offset, p.oldest_at, p.last_created_at, p.erased
+        FROM unnest(v_ids) AS given (partition_id)
+        CROSS JOIN LATERAL (
+            SELECT pa.* FROM queen.partitions pa
+            WHERE pa.bucket = p_bucket AND pa.partition_id = given.partition_id LIMIT 1
+        ) p
+        CROSS JOIN LATERAL (
+            SELECT cu.committed FROM queen.cursors cu
+            WHERE cu.bucket = p_bucket AND cu.partition_id = given.partition_id AND cu.group_name = p_group
+            LIMIT 1 FOR NO KEY UPDATE
+        ) c
     ), aimed AS (
         SELECT held.*, greatest(held.first_offset, least(held.next_offset, CASE
             WHEN p_to = 'end' THEN held.next_offset
@@ -115,20 +128,24 @@ BEGIN
             SELECT CASE p_to WHEN 'time' THEN p_at WHEN 'start' THEN v_group.start_at - interval '1 microsecond'
                 WHEN 'floor' THEN v_group.floor_at - interval '1 microsecond' END AS at
         ) moment
+    ), chosen AS (
+        SELECT aimed.* FROM aimed WHERE p_to <> 'floor' OR aimed.committed < aimed.target
     ), moved AS (
-        UPDATE queen.cursors c SET committed = aimed.target,
-            ready_at = CASE WHEN aimed.target < aimed.next_offset THEN v_now END,
-            lease_id = NULL, lease_expires_at = NULL, lease_first = NULL, lease_end = NULL, lease_epoch = NULL,
-            acked = NULL, completed_lease_id = NULL, retry_count = 0, attempt = 0,
-            skips = CASE WHEN aimed.erased > 0
-                THEN queen.erased_from(p_bucket, aimed.partition_id, aimed.target) END
-        FROM aimed
-        WHERE c.bucket = p_bucket AND c.partition_id = aimed.partition_id AND c.group_name = p_group
-            AND (p_to <> 'floor' OR aimed.committed < aimed.target)
-        RETURNING aimed.target - aimed.committed AS distance
+        -- the rows are there, and locked: this finds each by its key
+        INSERT INTO queen.cursors AS c (bucket, partition_id, group_name, queue_id, committed, ready_at, skips)
+        SELECT p_bucket, chosen.partition_id, p_group, p_queue_id, chosen.target,
+            CASE WHEN chosen.target < chosen.next_offset THEN v_now END,
+            CASE WHEN chosen.erased > 0 THEN queen.erased_from(p_bucket, chosen.partition_id, chosen.target) END
+        FROM chosen
+        ON CONFLICT ON CONSTRAINT cursors_pkey DO UPDATE SET committed = excluded.committed,
+            ready_at = excluded.ready_at, skips = excluded.skips, lease_id = NULL, lease_expires_at = NULL,
+            lease_first = NULL, lease_end = NULL, lease_epoch = NULL, acked = NULL, completed_lease_id = NULL,
+            retry_count = 0, attempt = 0
+        RETURNING 1
     ), counted AS (
         INSERT INTO queen.count_changes (bucket, kind, queue_id, amount, group_name)
-        SELECT p_bucket, 5, p_queue_id, sum(moved.distance), p_group FROM moved HAVING sum(moved.distance) <> 0
+        SELECT p_bucket, 5, p_queue_id, sum(chosen.target - chosen.committed), p_group FROM chosen
+        HAVING sum(chosen.target - chosen.committed) <> 0
     )
     SELECT count(*) INTO v_cursors FROM moved;
     RETURN v_cursors;
@@ -179,7 +196,10 @@ BEGIN
                     AND c.ready_at IS NOT NULL
                 ORDER BY c.ready_at DESC LIMIT p_sample)
             ) c
-            JOIN queen.partitions p ON p.bucket = p_bucket AND p.partition_id = c.partition_id
+            CROSS JOIN LATERAL (
+                SELECT pa.next_offset, pa.first_offset FROM queen.partitions pa
+                WHERE pa.bucket = p_bucket AND pa.partition_id = c.partition_id LIMIT 1
+            ) p
             CROSS JOIN LATERAL (
                 SELECT c.committed < p.next_offset AS lags,
                     coalesce(c.lease_expires_at > v_now AND c.lease_epoch = p_epoch, false) AS live,
@@ -220,7 +240,10 @@ BEGIN
                 AND cu.ready_at IS NOT NULL
             ORDER BY cu.ready_at LIMIT p_limit
         ) c
-        JOIN queen.partitions p ON p.bucket = p_bucket AND p.partition_id = c.partition_id
+        CROSS JOIN LATERAL (
+            SELECT pa.name, pa.next_offset, pa.first_offset FROM queen.partitions pa
+            WHERE pa.bucket = p_bucket AND pa.partition_id = c.partition_id LIMIT 1
+        ) p
         CROSS JOIN LATERAL (
             SELECT s.created_at FROM queen.segments s
             WHERE s.bucket = p_bucket AND s.partition_id = c.partition_id
@@ -254,7 +277,10 @@ BEGIN
             WHERE pa.bucket = p_bucket AND pa.queue_id = p_queue_id
             ORDER BY pa.oldest_at LIMIT p_limit
         ) p
-        JOIN queen.cursors c ON c.bucket = p_bucket AND c.partition_id = p.partition_id AND c.group_name = p_group
+        CROSS JOIN LATERAL (
+            SELECT cu.* FROM queen.cursors cu
+            WHERE cu.bucket = p_bucket AND cu.partition_id = p.partition_id AND cu.group_name = p_group LIMIT 1
+        ) c
         LEFT JOIN LATERAL (
             SELECT s.created_at FROM queen.segments s
             WHERE c.committed < p.next_offset AND s.bucket = p_bucket AND s.partition_id = c.partition_id

@@ -36,8 +36,7 @@ BEGIN
         END IF;
         RETURN QUERY
             SELECT p.partition_id, p.queue_id, p.name, p.first_offset, p.next_offset, p.last_created_at
-            FROM (SELECT DISTINCT unnest(v_ids) AS partition_id) given
-            JOIN queen.partitions p ON p.bucket = p_bucket AND p.partition_id = given.partition_id;
+            FROM queen.partitions p WHERE p.bucket = p_bucket AND p.partition_id = ANY (v_ids);
     END LOOP;
 END
 $$;
@@ -58,8 +57,11 @@ BEGIN
     RETURN QUERY
         SELECT given.part::integer, s.base_offset, s.message_count, s.created_at, s.raw_bytes, s.erased
         FROM unnest(p_partition_ids, p_below) WITH ORDINALITY AS given (partition_id, below, part)
-        JOIN queen.partitions p ON p.bucket = p_bucket AND p.partition_id = given.partition_id
-            AND p.last_created_at >= p_from AND p.oldest_at <= p_to
+        CROSS JOIN LATERAL (
+            SELECT pa.* FROM queen.partitions pa
+            WHERE pa.bucket = p_bucket AND pa.partition_id = given.partition_id
+                AND pa.last_created_at >= p_from AND pa.oldest_at <= p_to LIMIT 1
+        ) p
         CROSS JOIN LATERAL (
             SELECT CASE WHEN p.last_created_at <= p_to THEN given.below
                 ELSE least(given.below,
@@ -101,6 +103,7 @@ BEGIN
     INSERT INTO queen.count_changes (bucket, kind, queue_id, amount, group_name)
     VALUES (p_bucket, 3, v_queue_id, 1, '');
     PERFORM queen.drop_dead_letters(p_bucket, p_partition_id, v_offset);
+    PERFORM queen.drop_traces(p_bucket, ARRAY[p_partition_id], v_offset, NULL, 1000000);
     FOR c IN
         SELECT cu.* FROM queen.cursors cu
         WHERE cu.bucket = p_bucket AND cu.partition_id = p_partition_id AND cu.committed <= v_offset
@@ -175,27 +178,30 @@ BEGIN
         WHERE p.bucket = p_bucket AND p.partition_id = ANY (v_ids) AND p.oldest_at <= p_before
         ORDER BY p.partition_id FOR NO KEY UPDATE);
     WITH held AS (
-        SELECT c.partition_id, c.group_name, c.committed, p.next_offset
-        FROM queen.cursors c
-        JOIN queen.partitions p ON p.bucket = p_bucket AND p.partition_id = c.partition_id
-        WHERE c.bucket = p_bucket AND c.partition_id = ANY (v_ids)
-        ORDER BY c.partition_id, c.group_name FOR NO KEY UPDATE OF c
+        SELECT given.partition_id, c.group_name, c.committed, p.next_offset
+        FROM unnest(v_ids) AS given (partition_id)
+        CROSS JOIN LATERAL (
+            SELECT pa.next_offset FROM queen.partitions pa
+            WHERE pa.bucket = p_bucket AND pa.partition_id = given.partition_id LIMIT 1
+        ) p
+        CROSS JOIN LATERAL (
+            SELECT cu.group_name, cu.committed FROM queen.cursors cu
+            WHERE cu.bucket = p_bucket AND cu.partition_id = given.partition_id
+            ORDER BY cu.group_name OFFSET 0 FOR NO KEY UPDATE
+        ) c
     ), moved AS (
-        UPDATE queen.cursors c SET committed = held.next_offset, ready_at = NULL, skips = NULL, lease_id = NULL,
-            lease_expires_at = NULL, lease_first = NULL, lease_end = NULL, lease_epoch = NULL, acked = NULL,
-            retry_count = 0, attempt = 0
-        FROM held
-        WHERE c.bucket = p_bucket AND c.partition_id = held.partition_id AND c.group_name = held.group_name
-        RETURNING c.group_name, held.next_offset - held.committed AS distance
+        -- the rows are there, and locked: this finds each by its key
+        INSERT INTO queen.cursors AS c (bucket, partition_id, group_name, queue_id, committed)
+        SELECT p_bucket, held.partition_id, held.group_name, p_queue_id, held.next_offset FROM held
+        ON CONFLICT ON CONSTRAINT cursors_pkey DO UPDATE SET committed = excluded.committed, ready_at = NULL,
+            skips = NULL, lease_id = NULL, lease_expires_at = NULL, lease_first = NULL, lease_end = NULL,
+            lease_epoch = NULL, acked = NULL, retry_count = 0, attempt = 0
     ), emptied AS (
-        UPDATE queen.partitions p SET first_offset = p.next_offset, oldest_at = NULL, keyed_min = NULL,
-            keyed_max = NULL, erased = 0
-        FROM (SELECT pa.partition_id, pa.first_offset, pa.erased FROM queen.partitions pa
-            WHERE pa.bucket = p_bucket AND pa.partition_id = ANY (v_ids)) before
-        WHERE p.bucket = p_bucket AND p.partition_id = before.partition_id
-        RETURNING p.next_offset - before.first_offset AS removed, before.erased
+        SELECT p.next_offset - p.first_offset AS removed, p.erased FROM queen.partitions p
+        WHERE p.bucket = p_bucket AND p.partition_id = ANY (v_ids)
     ), changes AS (
-        SELECT 5::smallint AS kind, sum(m.distance) AS amount, m.group_name FROM moved m GROUP BY m.group_name
+        SELECT 5::smallint AS kind, sum(h.next_offset - h.committed) AS amount, h.group_name FROM held h
+        GROUP BY h.group_name
         UNION ALL SELECT 2::smallint, sum(e.removed), '' FROM emptied e
         UNION ALL SELECT 3::smallint, -sum(e.erased), '' FROM emptied e
     ), counted AS (
@@ -203,6 +209,9 @@ BEGIN
         SELECT p_bucket, c.kind, p_queue_id, c.amount, c.group_name FROM changes c WHERE c.amount <> 0
     )
     SELECT coalesce(sum(e.removed - e.erased), 0), count(*) INTO removed, partitions FROM emptied e;
+    UPDATE queen.partitions p SET first_offset = p.next_offset, oldest_at = NULL, keyed_min = NULL, keyed_max = NULL,
+        erased = 0
+    WHERE p.bucket = p_bucket AND p.partition_id = ANY (v_ids);
     DELETE FROM queen.segments s WHERE s.bucket = p_bucket AND s.partition_id = ANY (v_ids);
     DELETE FROM queen.transaction_ids t WHERE t.bucket = p_bucket AND t.partition_id = ANY (v_ids);
     RETURN NEXT;
@@ -212,24 +221,30 @@ $$;
 -- One bounded step of removing the dead letters of a queue, or of one partition, that failed before p_before.
 CREATE OR REPLACE FUNCTION queen.clear_dead_letters_step(
     p_bucket integer, p_queue_id uuid, p_partition_id uuid, p_before timestamptz, p_limit integer
-) RETURNS integer LANGUAGE sql
+) RETURNS integer LANGUAGE plpgsql
 SET enable_seqscan = off SET jit = off
 AS $$
-    WITH doomed AS (
-        SELECT d.partition_id, d.message_offset, d.group_name FROM queen.dead_letters d
-        WHERE d.bucket = p_bucket AND d.queue_id = p_queue_id AND d.failed_at <= p_before
-            AND (p_partition_id IS NULL OR d.partition_id = p_partition_id)
-        ORDER BY d.failed_at LIMIT p_limit FOR UPDATE
-    ), gone AS (
-        DELETE FROM queen.dead_letters d USING doomed
-        WHERE d.bucket = p_bucket AND d.partition_id = doomed.partition_id
-            AND d.message_offset = doomed.message_offset AND d.group_name = doomed.group_name
-        RETURNING d.group_name
-    ), counted AS (
-        INSERT INTO queen.count_changes (bucket, kind, queue_id, amount, group_name)
-        SELECT p_bucket, 6, p_queue_id, -count(*), gone.group_name FROM gone GROUP BY gone.group_name
-    )
-    SELECT count(*)::integer FROM gone
+DECLARE
+    d record;
+    v_count integer := 0;
+    v_groups text[] := '{}';
+BEGIN
+    FOR d IN
+        SELECT l.partition_id, l.message_offset, l.group_name FROM queen.dead_letters l
+        WHERE l.bucket = p_bucket AND l.queue_id = p_queue_id AND l.failed_at <= p_before
+            AND (p_partition_id IS NULL OR l.partition_id = p_partition_id)
+        ORDER BY l.failed_at LIMIT p_limit FOR UPDATE
+    LOOP
+        DELETE FROM queen.dead_letters l
+        WHERE l.bucket = p_bucket AND l.partition_id = d.partition_id AND l.message_offset = d.message_offset
+            AND l.group_name = d.group_name;
+        v_count := v_count + 1;
+        v_groups := v_groups || d.group_name;
+    END LOOP;
+    INSERT INTO queen.count_changes (bucket, kind, queue_id, amount, group_name)
+    SELECT p_bucket, 6, p_queue_id, -count(*), g FROM unnest(v_groups) g GROUP BY g;
+    RETURN v_count;
+END
 $$;
 
 -- Up to p_limit partitions of a queue, those with the oldest messages first and the empty ones last; with p_pending only
@@ -282,7 +297,10 @@ BEGIN
             CASE WHEN p.oldest_at IS NOT NULL THEN p.last_created_at END,
             greatest(p.last_created_at, slowest.consumed_at)
         FROM unnest(p_ids) WITH ORDINALITY AS given (partition_id, number)
-        JOIN queen.partitions p ON p.bucket = p_bucket AND p.partition_id = given.partition_id
+        CROSS JOIN LATERAL (
+            SELECT pa.* FROM queen.partitions pa
+            WHERE pa.bucket = p_bucket AND pa.partition_id = given.partition_id LIMIT 1
+        ) p
         LEFT JOIN LATERAL (
             SELECT c.committed, c.consumed_at,
                 CASE WHEN c.lease_expires_at > v_now AND c.lease_epoch = p_epoch
