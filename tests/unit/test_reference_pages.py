@@ -56,7 +56,7 @@ def test_every_error_is_documented_with_its_status() -> None:
 
 
 def test_every_route_is_documented_and_no_other() -> None:
-    page = (REFERENCE / "http.md").read_text()
-    documented = re.findall(r"^\| \[?`([A-Z]+) (/[^`]*)`", page, re.MULTILINE)
+    pages = (REFERENCE / "http.md").read_text() + (REFERENCE / "admin.md").read_text()
+    documented = re.findall(r"^\| \[?`([A-Z]+) (/[^`]*)`", pages, re.MULTILINE)
 
     assert sorted(documented) == sorted((route.method, route.path) for route in ROUTES)

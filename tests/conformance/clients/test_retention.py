@@ -1,6 +1,6 @@
 """Conformance section 8, as far as it is about age: retention and eviction.
 
-Maintenance mode, seek and deletion of a group are routes of the admin API.
+Maintenance mode is not there yet; seek and deletion of a group are in test_groups.py.
 """
 
 from __future__ import annotations
