@@ -8,6 +8,8 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from queen.config.settings import Settings
 from queen.errors import InvalidRequest
@@ -290,3 +292,28 @@ def test_characters_across_the_pieces_of_a_large_body_are_good_utf8() -> None:
         [item] = read_push(b'{"items":[{"queue":"q","payload":' + payload + b"}]}")
 
         assert item.payload == payload
+
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=20,
+)
+
+
+@given(
+    payloads=st.lists(values, min_size=1, max_size=5),
+    indent=st.sampled_from([None, 0, 2, "\t"]),
+    ascii_only=st.booleans(),
+    line_end=st.sampled_from(["\n", "\r\n"]),
+)
+def test_any_json_is_read_as_it_was_meant_and_on_one_line(
+    payloads: list[Any], indent: int | str | None, ascii_only: bool, line_end: str
+) -> None:
+    body = {"items": [{"queue": "q", "payload": payload} for payload in payloads]}
+    text = json.dumps(body, indent=indent, ensure_ascii=ascii_only).replace("\n", line_end)
+
+    items = read_push(text.encode())
+
+    assert [json.loads(item.payload) for item in items] == payloads
+    assert not any(b"\n" in item.payload for item in items)
