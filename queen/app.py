@@ -6,7 +6,7 @@ Opens the engine with its lifespan. Decides nothing about messages; what a reque
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from types import TracebackType
 from typing import Any, NoReturn, Self, cast
 
@@ -27,8 +27,9 @@ from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 from werkzeug.routing import BaseConverter, MapAdapter
 
 from queen.config.settings import Settings
-from queen.errors import RequestStalled, RequestTooLarge, StartupError
+from queen.errors import MethodNotAllowed, RequestStalled, RequestTooLarge, RouteNotFound, StartupError
 from queen.routes import ROUTES, Route
+from queen.routes.access import find_admitted
 from queen.routes.answers import (
     BODY_STALL_SECONDS,
     CORS_HEADERS,
@@ -56,12 +57,16 @@ def create_app(settings: Settings) -> QueenApp:
 
 
 class Request(TrioRequest):
-    """``path`` stays percent-encoded. ``call`` is what the handler was given, once it has been."""
+    """``path`` stays percent-encoded. ``call`` is what the handler was given, once it has been.
+
+    ``subject``: of the token that let it in.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.id = request_id(self.headers.get("X-Request-Id", ""))
         self.body_scope = trio.CancelScope(deadline=trio.current_time() + BODY_STALL_SECONDS)
+        self.subject: str | None = None
         self.call: Call | None = None
         self.error_code: str | None = None
 
@@ -250,6 +255,7 @@ class QueenApp(QuartTrio):
         for rule in self.url_map.iter_rules():
             if rule.methods is not None and rule.rule not in probes:
                 rule.methods.discard("HEAD")  # put there beside every GET: a pop would lose what it takes
+        self.before_request(self._admit)
         self.register_error_handler(Exception, self._answer_error)
 
     def _blueprint(self) -> Blueprint:
@@ -270,11 +276,19 @@ class QueenApp(QuartTrio):
 
         return view
 
+    async def _admit(self) -> None:
+        """Before anything else is done with a request, its body read or its path looked at by Quart."""
+        context, request = self.service.context, _current_request()
+        if context is not None and context.access is not None:
+            authorization = request.headers.get("Authorization", "")
+            with suppress(RouteNotFound, MethodNotAllowed):  # said below, or it is a view beside ours
+                *_, request.subject = await find_admitted(context.access, request.method, request.path, authorization)
+
     async def _serve(self, route: Route, request: Request, segments: dict[str, str]) -> Response:
         context = self.service.require_context()
         body = await self._read_body(request) if route.method == "POST" else b""
         parameters = {name: decode_segment(segment, name) for name, segment in segments.items()}
-        request.call = Call(parameters=parameters, query=request.query_string, body=body)
+        request.call = Call(parameters=parameters, query=request.query_string, body=body, producer_sub=request.subject)
         return self._respond(await route.handler(context, request.call))
 
     async def _read_body(self, request: Request) -> bytes:

@@ -2,6 +2,8 @@
 
 QueenError
 ├── InvalidRequest          400  the request is wrong and was not applied
+├── Unauthenticated         401  no valid token came with the request
+├── Forbidden               403  the token is valid, its roles are not enough
 ├── NotFound                404  no such thing
 ├── RouteNotFound           404  no such route (or not implemented)
 ├── MethodNotAllowed        405  the route answers other methods
@@ -10,6 +12,7 @@ QueenError
 ├── HeadTooLarge            431  the request line and the headers are over the limit
 ├── UnsupportedCoding       501  the body is encoded for transfer in a way unknown here
 ├── EncryptionUnavailable   409  the queue is encrypted and this server has no usable key
+├── KeysUnavailable         500  the keys to verify tokens with could not be fetched
 ├── StorageUnavailable      503  PostgreSQL cannot be reached: nothing was applied
 ├── OutcomeUnknown          503  the connection broke while committing: applied or not, unknown
 ├── Overloaded              503  a bounded room is full: nothing was applied
@@ -40,6 +43,21 @@ class InvalidRequest(QueenError):
     """The request itself is wrong; nothing was applied. Sending it again unchanged will fail again."""
 
     code, status, title = "invalid_request", 400, "Invalid request"
+
+
+class Unauthenticated(QueenError):
+    """There is no valid token. The sentence is the contract's, and says which check failed; never the token."""
+
+    code, status, title = "unauthenticated", 401, "Not authenticated"
+
+
+class Forbidden(QueenError):
+    """The token is valid and its roles do not allow this. Says nothing about what is asked for."""
+
+    code, status, title = "forbidden", 403, "Insufficient permissions"
+
+    def __init__(self) -> None:
+        super().__init__("Insufficient permissions")
 
 
 class NotFound(QueenError):
@@ -113,6 +131,15 @@ class EncryptionUnavailable(QueenError):
         )
 
 
+class KeysUnavailable(QueenError):
+    """No key of the JWKS endpoint is known and none could be fetched. Says nothing about the token."""
+
+    code, status, title = "keys_unavailable", 500, "Keys unavailable"
+
+    def __init__(self) -> None:
+        super().__init__("Failed to fetch JWKS")
+
+
 class StorageUnavailable(QueenError):
     """PostgreSQL could not be reached or refused work. The request was not applied; try again."""
 
@@ -121,7 +148,7 @@ class StorageUnavailable(QueenError):
 
 
 class OutcomeUnknown(QueenError):
-    """The connection broke between COMMIT and its answer. Applied or not is unknown; a repeat is safe with the same ids."""
+    """The connection broke between COMMIT and its answer: applied, or not. A repeat with the same ids is safe."""
 
     code, status, title = "outcome_unknown", 503, "Outcome unknown"
     retry_after_seconds = 1

@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 import msgspec
 import trio
 
+from queen.auth.access import open_access
 from queen.config.settings import Settings
 from queen.engine.engine import open_engine
 from queen.errors import StartupError, StorageUnavailable
@@ -70,8 +71,8 @@ class Service:
                 "companions), or start the server with `queen-trio run`, which brings its own"
             )
         try:
-            async with open_engine(self.settings) as engine:
-                self.context = Context(engine, self.settings, self.counters, trio.current_time())
+            async with open_access(self.settings.jwt) as access, open_engine(self.settings) as engine:
+                self.context = Context(engine, self.settings, self.counters, trio.current_time(), access)
                 try:
                     if self._draining:
                         self.begin_drain()

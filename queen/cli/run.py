@@ -30,11 +30,16 @@ def add_parser(commands: Commands) -> None:
         description="Start the server: PostgreSQL, unless one is named, and workers. Flags win over the environment.",
     )
     parser.set_defaults(command=run)
-    parser.add_argument("--host", help="address to listen on (HOST; this machine only unless given)")
+    parser.add_argument(
+        "--host", help="address to listen on (HOST; all with authentication or --insecure, else this machine only)"
+    )
     parser.add_argument("--port", type=int, help="port to listen on (PORT; 6632; 0 for any free one)")
     parser.add_argument("--workers", type=int, help="worker processes (QUEEN_WORKERS; one per core)")
     parser.add_argument(
-        "--insecure", action="store_true", default=None, help="no warning when others can reach the port"
+        "--insecure",
+        action="store_true",
+        default=None,
+        help="listen on all addresses without authentication, and do not warn of it",
     )
     parser.add_argument("--log-level", choices=LOG_LEVELS, help="(LOG_LEVEL; info)")
     parser.add_argument("--log-format", choices=("json", "console"), help="(LOG_FORMAT; json unless on a terminal)")
@@ -68,13 +73,26 @@ def settings_from(arguments: argparse.Namespace) -> Settings:
 def run(arguments: argparse.Namespace) -> int:
     """Serve until stopped. Returns the exit code."""
     settings = settings_from(arguments)
-    if not settings.insecure and not is_loopback(settings.host):
+    say_who_may_enter(settings)
+    return run_supervisor(settings, app=arguments.app, announce=lambda line: print(line, flush=True))
+
+
+def say_who_may_enter(settings: Settings) -> None:
+    """One line about who can reach the port and what keeps them out."""
+    if settings.jwt.enabled:
+        log.info("authentication is on", host=settings.host, algorithm=settings.jwt.algorithm)
+    elif is_loopback(settings.host):
+        log.info(
+            "only this machine can reach the port: no authentication is set up",
+            host=settings.host,
+            open_with="JWT_ENABLED and a key, or --host, or --insecure",
+        )
+    elif not settings.insecure:
         log.warning(
             "anyone who can reach this port can read and write every queue: no authentication is set up",
             host=settings.host,
             silence="--insecure",
         )
-    return run_supervisor(settings, app=arguments.app, announce=lambda line: print(line, flush=True))
 
 
 def is_loopback(host: str) -> bool:

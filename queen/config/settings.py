@@ -44,6 +44,27 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
+class JwtSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """Who may use the server. What is checked, and how, is in queen/auth."""
+
+    enabled: bool = False
+    algorithm: str = "HS256"  # HS256, RS256, EdDSA, or auto: by the token, among the keys that are configured
+    secret: Secret | None = None  # of HS256
+    public_key: str | None = None  # PEM, RSA or Ed25519
+    jwks_url: Secret | None = None  # may hold a password
+    jwks_refresh_seconds: float = 3600.0  # and how long a key is honoured that is not in the set any more
+    jwks_timeout_seconds: float = 5.0
+    issuer: str | None = None
+    audience: str | None = None
+    clock_skew_seconds: float = 30.0
+    skip_paths: tuple[str, ...] = ("/health", "/metrics/prometheus", "/metrics", "/")
+    roles_claim: str = "role"  # one role, a string
+    roles_array_claim: str = "roles"
+    role_admin: str = "admin"
+    role_read_write: str = "read-write"
+    role_read_only: str = "read-only"
+
+
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Everything a server needs to know. The environment name of each field stands in sources.py."""
 
@@ -53,6 +74,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     workers: int = msgspec.field(default_factory=usable_cores)
     worker_id: str = ""
     insecure: bool = False  # True: the operator knows that the port is open to others without authentication
+    jwt: JwtSettings = JwtSettings()
     # storage
     database_url: Secret | None = None  # None: the embedded PostgreSQL
     data_dir: Path | None = None  # of the embedded PostgreSQL; None: per-user default

@@ -16,7 +16,7 @@ from urllib.parse import quote, urlencode
 
 import msgspec
 
-from queen.config.settings import Secret, Settings
+from queen.config.settings import JwtSettings, Secret, Settings
 from queen.errors import StartupError
 from queen.model.queue import QueueOptions
 
@@ -91,11 +91,22 @@ def _path(text: str) -> Path:
     return Path(text).expanduser()
 
 
+def _pem(text: str) -> str:
+    return text.replace("\\n", "\n")  # how a variable of one line holds several
+
+
+def _paths(text: str) -> tuple[str, ...]:
+    return tuple(path for entry in text.split(",") if (path := entry.strip()))
+
+
 def _encryption_key(text: str) -> Secret:
     if len(text) != 64 or not set(text) <= set(string.hexdigits):
         raise Unusable("QUEEN_ENCRYPTION_KEY is not 64 hexadecimal characters")
     return Secret(text)
 
+
+EVERYWHERE: Final = "0.0.0.0"
+"""Where a server listens by itself once who may use it is settled; until then it is loopback."""
 
 LOG_LEVELS: Final = ("debug", "info", "warn", "error")
 
@@ -128,6 +139,27 @@ ENVIRONMENT: Final[dict[str, tuple[str, Parser]]] = {
     "QUEEN_GRACE_SECONDS": ("grace_seconds", _seconds),
     "LOG_LEVEL": ("log_level", _level),
     "LOG_FORMAT": ("log_format", _format),
+}
+
+ALGORITHMS: Final = ("HS256", "RS256", "EdDSA", "auto")
+
+JWT_ENVIRONMENT: Final[dict[str, tuple[str, Parser]]] = {
+    "JWT_ENABLED": ("enabled", _boolean),
+    "JWT_ALGORITHM": ("algorithm", str),
+    "JWT_SECRET": ("secret", Secret),
+    "JWT_PUBLIC_KEY": ("public_key", _pem),
+    "JWT_JWKS_URL": ("jwks_url", Secret),
+    "JWT_JWKS_REFRESH_INTERVAL": ("jwks_refresh_seconds", _positive),
+    "JWT_JWKS_TIMEOUT_MS": ("jwks_timeout_seconds", _interval),
+    "JWT_ISSUER": ("issuer", str),
+    "JWT_AUDIENCE": ("audience", str),
+    "JWT_CLOCK_SKEW": ("clock_skew_seconds", _natural),
+    "JWT_SKIP_PATHS": ("skip_paths", _paths),
+    "JWT_ROLES_CLAIM": ("roles_claim", str),
+    "JWT_ROLES_ARRAY_CLAIM": ("roles_array_claim", str),
+    "JWT_ROLE_ADMIN": ("role_admin", str),
+    "JWT_ROLE_READ_WRITE": ("role_read_write", str),
+    "JWT_ROLE_READ_ONLY": ("role_read_only", str),
 }
 
 QUEUE_ENVIRONMENT: Final[dict[str, tuple[str, Parser]]] = {
@@ -168,14 +200,26 @@ def load_settings(
     notes: list[str] = []
     values = _read(environ, ENVIRONMENT, notes)
     options = _read(environ, QUEUE_ENVIRONMENT, notes)
+    jwt = JwtSettings(**_read(environ, JWT_ENVIRONMENT, notes))
     if "database_url" not in values and any(environ.get(name) for name in PG_NAMES):
         values["database_url"] = Secret(postgres_url(environ))
     given = {name: value for name, value in (flags or {}).items() if value is not None}
     if "data_dir" in given and "database_url" not in given:
         values.pop("database_url", None)  # asked for on the command line: the embedded PostgreSQL, whatever PG_* says
-    settings = Settings(queue_defaults=QueueOptions(**options), **(values | given))
+    if not jwt.enabled and _means_jwt(environ, jwt):
+        notes.append("authentication is off: JWT_ENABLED is not true")
+    values |= given
+    if "host" not in values and (jwt.enabled or values.get("insecure")):
+        values["host"] = EVERYWHERE
+    settings = Settings(queue_defaults=QueueOptions(**options), jwt=jwt, **values)
     _check(settings)
     return settings, notes
+
+
+def _means_jwt(environ: Mapping[str, str], jwt: JwtSettings) -> bool:
+    """Whether somebody may believe that authentication is on."""
+    switch = environ.get("JWT_ENABLED", "").strip().lower()
+    return switch != "false" and bool(switch or jwt.secret or jwt.public_key or jwt.jwks_url)
 
 
 def _read(environ: Mapping[str, str], names: Mapping[str, tuple[str, Parser]], notes: list[str]) -> dict[str, Any]:
@@ -197,6 +241,8 @@ def _read(environ: Mapping[str, str], names: Mapping[str, tuple[str, Parser]], n
 
 
 def _check(settings: Settings) -> None:
+    if settings.jwt.enabled:
+        _check_jwt(settings.jwt)
     if not 0 <= settings.port <= 65535:
         raise StartupError(f"port {settings.port} does not exist: give one from 1 to 65535, or 0 for any free one")
     if not 1 <= settings.workers <= 1024:
@@ -205,6 +251,25 @@ def _check(settings: Settings) -> None:
         scheme = settings.database_url.reveal().partition("://")[0]
         if scheme not in ("postgresql", "postgres"):
             raise StartupError("the database URL must begin with postgresql://")
+
+
+def _check_jwt(jwt: JwtSettings) -> None:
+    """Authentication that could let nobody in, or that is not what was meant, must not be served with."""
+    if jwt.algorithm not in ALGORITHMS:
+        raise StartupError(f"JWT_ALGORITHM is {jwt.algorithm!r}: give one of {', '.join(ALGORITHMS)}")
+    has_public = jwt.public_key is not None or jwt.jwks_url is not None
+    if jwt.algorithm == "HS256" and not jwt.secret:
+        raise StartupError(
+            "JWT_ENABLED is true and JWT_ALGORITHM is HS256: set JWT_SECRET, which tokens are signed with"
+        )
+    if jwt.algorithm in ("RS256", "EdDSA") and not has_public:
+        raise StartupError(
+            f"JWT_ENABLED is true and JWT_ALGORITHM is {jwt.algorithm}: set JWT_PUBLIC_KEY or JWT_JWKS_URL"
+        )
+    if jwt.algorithm == "auto" and not (jwt.secret or has_public):
+        raise StartupError("JWT_ENABLED is true: set JWT_SECRET, JWT_PUBLIC_KEY or JWT_JWKS_URL to verify tokens with")
+    if jwt.jwks_url is not None and jwt.jwks_url.reveal().partition("://")[0] not in ("https", "http"):
+        raise StartupError("JWT_JWKS_URL must begin with https:// or http://")
 
 
 def postgres_url(environ: Mapping[str, str]) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
+from queen.auth.levels import Level
 from queen.routes import (
     ack,
     dead_letters,
@@ -28,11 +29,12 @@ from queen.routes.call import Handler
 
 
 class Route(NamedTuple):
-    """``probe``: also answers HEAD, and must be served while everything else may be refused."""
+    """``level``: what a token must give. ``probe``: also answers HEAD, and is served while all else may be refused."""
 
     method: str
     path: str
     handler: Handler
+    level: Level = Level.READ_WRITE
     probe: bool = False
 
 
@@ -46,37 +48,37 @@ ROUTES: Final = (
     Route("POST", "/api/v1/ack/batch", ack.ack_batch),
     Route("POST", "/api/v1/transaction", transactions.transact),
     Route("POST", "/api/v1/lease/<lease_id>/extend", leases.extend),
-    Route("DELETE", "/api/v1/resources/queues/<queue>", queues.delete),
-    Route("GET", "/api/v1/resources/queues", resources.list_queues),
-    Route("GET", "/api/v1/resources/queues/<queue>", resources.show_queue),
-    Route("GET", "/api/v1/resources/queues/<queue>/depth", resources.show_depth),
-    Route("GET", "/api/v1/resources/partitions", resources.list_partitions),
-    Route("GET", "/api/v1/resources/namespaces", resources.list_namespaces),
-    Route("GET", "/api/v1/resources/tasks", resources.list_tasks),
-    Route("GET", "/api/v1/resources/overview", resources.show_overview),
-    Route("DELETE", "/api/v1/queues/<queue>/clear", resources.clear),
-    Route("GET", "/api/v1/messages", messages.list_messages),
-    Route("GET", "/api/v1/messages/<partition_id>/<transaction_id>", messages.show_message),
+    Route("DELETE", "/api/v1/resources/queues/<queue>", queues.delete, Level.ADMIN),
+    Route("GET", "/api/v1/resources/queues", resources.list_queues, Level.READ_ONLY),
+    Route("GET", "/api/v1/resources/queues/<queue>", resources.show_queue, Level.READ_ONLY),
+    Route("GET", "/api/v1/resources/queues/<queue>/depth", resources.show_depth, Level.READ_ONLY),
+    Route("GET", "/api/v1/resources/partitions", resources.list_partitions, Level.READ_ONLY),
+    Route("GET", "/api/v1/resources/namespaces", resources.list_namespaces, Level.READ_ONLY),
+    Route("GET", "/api/v1/resources/tasks", resources.list_tasks, Level.READ_ONLY),
+    Route("GET", "/api/v1/resources/overview", resources.show_overview, Level.READ_ONLY),
+    Route("DELETE", "/api/v1/queues/<queue>/clear", resources.clear, Level.ADMIN),
+    Route("GET", "/api/v1/messages", messages.list_messages, Level.READ_ONLY),
+    Route("GET", "/api/v1/messages/<partition_id>/<transaction_id>", messages.show_message, Level.READ_ONLY),
     Route("DELETE", "/api/v1/messages/<partition_id>/<transaction_id>", messages.delete_message),
     Route("POST", "/api/v1/messages/<partition_id>/<transaction_id>/retry", messages.retry_message),
     Route("POST", "/api/v1/messages/<partition_id>/<transaction_id>/dlq", messages.set_message_aside),
-    Route("GET", "/api/v1/dlq", dead_letters.list_dead_letters),
+    Route("GET", "/api/v1/dlq", dead_letters.list_dead_letters, Level.READ_ONLY),
     Route("POST", "/api/v1/traces", traces.record),
-    Route("GET", "/api/v1/traces/names", traces.list_names),
-    Route("GET", "/api/v1/traces/by-name/<name>", traces.list_by_name),
-    Route("GET", "/api/v1/traces/<partition_id>/<transaction_id>", traces.list_of_message),
-    Route("GET", "/api/v1/consumer-groups", groups.list_groups),
-    Route("GET", "/api/v1/consumer-groups/lagging", groups.list_lagging),
-    Route("GET", "/api/v1/consumer-groups/<group>", groups.show_group),
-    Route("DELETE", "/api/v1/consumer-groups/<group>", groups.delete_group),
-    Route("DELETE", "/api/v1/consumer-groups/<group>/queues/<queue>", groups.delete_group),
+    Route("GET", "/api/v1/traces/names", traces.list_names, Level.READ_ONLY),
+    Route("GET", "/api/v1/traces/by-name/<name>", traces.list_by_name, Level.READ_ONLY),
+    Route("GET", "/api/v1/traces/<partition_id>/<transaction_id>", traces.list_of_message, Level.READ_ONLY),
+    Route("GET", "/api/v1/consumer-groups", groups.list_groups, Level.READ_ONLY),
+    Route("GET", "/api/v1/consumer-groups/lagging", groups.list_lagging, Level.READ_ONLY),
+    Route("GET", "/api/v1/consumer-groups/<group>", groups.show_group, Level.READ_ONLY),
+    Route("DELETE", "/api/v1/consumer-groups/<group>", groups.delete_group, Level.ADMIN),
+    Route("DELETE", "/api/v1/consumer-groups/<group>/queues/<queue>", groups.delete_group, Level.ADMIN),
     Route("POST", "/api/v1/consumer-groups/<group>/subscription", groups.change_subscription),
     Route("POST", "/api/v1/consumer-groups/<group>/queues/<queue>/seek", groups.seek),
     Route("POST", "/api/v1/consumer-groups/<group>/queues/<queue>/partitions/<partition>/seek", groups.seek_partition),
     Route("POST", "/streams/v1/queries", streams.register),
     Route("POST", "/streams/v1/cycle", streams.cycle),
-    Route("POST", "/streams/v1/state/get", streams.read_state),
-    Route("GET", "/health", health.health, probe=True),
-    Route("GET", "/livez", health.livez, probe=True),
-    Route("GET", "/readyz", health.readyz, probe=True),
+    Route("POST", "/streams/v1/state/get", streams.read_state, Level.READ_ONLY),
+    Route("GET", "/health", health.health, Level.READ_ONLY, probe=True),
+    Route("GET", "/livez", health.livez, Level.OPEN, probe=True),
+    Route("GET", "/readyz", health.readyz, Level.OPEN, probe=True),
 )

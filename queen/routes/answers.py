@@ -13,7 +13,7 @@ from typing import Final
 import msgspec
 import structlog
 
-from queen.errors import MethodNotAllowed, QueenError, RouteNotFound
+from queen.errors import MethodNotAllowed, QueenError, RouteNotFound, Unauthenticated
 from queen.routes.call import Call
 
 BODY_STALL_SECONDS: Final = 60.0
@@ -87,6 +87,8 @@ def problem_of(error: Exception) -> Problem:
         headers["Retry-After"] = str(error.retry_after_seconds)
     if isinstance(error, MethodNotAllowed):
         headers["Allow"] = error.allowed
+    if isinstance(error, Unauthenticated):
+        headers["WWW-Authenticate"] = "Bearer"
     return Problem(error.status, error.code, error.title, error.detail, headers)
 
 

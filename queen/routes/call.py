@@ -12,6 +12,7 @@ from urllib.parse import parse_qsl
 
 import msgspec
 
+from queen.auth.access import Access
 from queen.config.settings import Settings
 from queen.engine.engine import Engine
 from queen.errors import InvalidRequest
@@ -31,12 +32,16 @@ class Counters(msgspec.Struct):
 
 
 class Context(msgspec.Struct):
-    """What all handlers of one application share. ``draining`` turns true once and stays."""
+    """What all handlers of one application share. ``draining`` turns true once and stays.
+
+    ``access``: who may do what; None: everybody everything.
+    """
 
     engine: Engine
     settings: Settings
     counters: Counters
     started_at: float  # trio.current_time() when the engine was open
+    access: Access | None = None
     draining: bool = False
 
 

@@ -23,6 +23,7 @@ import structlog
 import trio
 
 from queen.errors import QueenError, RequestStalled, RequestTooLarge
+from queen.routes.access import find_admitted
 from queen.routes.answers import (
     BODY_STALL_SECONDS,
     LINGER_SECONDS,
@@ -33,7 +34,6 @@ from queen.routes.answers import (
 )
 from queen.routes.call import Answer, Call
 from queen.routes.paths import decode_segment, encoded_path
-from queen.routes.table import find_route
 from queen.service import Service
 from queen.serving.heads import CHUNKED, CONTINUE, head_of
 from queen.serving.parser import Parser, Request
@@ -149,11 +149,12 @@ class Connection:
         path = request.path
         if not path.startswith("/"):  # absolute form, as sent to a proxy
             path = encoded_path({"path": unquote(path), "raw_path": path.encode()})
-        route, names = find_route(request.method, path)
         context = self._service.require_context()
+        authorization = request.headers.get(b"authorization", b"").decode("latin-1")
+        route, names, subject = await find_admitted(context.access, request.method, path, authorization)
         body = await self._receive_body(request) if route.method == "POST" else b""
         parameters = {name: decode_segment(part, name) for name, part in names.items()}
-        request.call = Call(parameters=parameters, query=request.query, body=body)
+        request.call = Call(parameters=parameters, query=request.query, body=body, producer_sub=subject)
         self._busy = True
         if self._hung_up:
             self._scope.cancel()
