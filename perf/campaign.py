@@ -412,7 +412,7 @@ class Victim:
 
     async def wait_whole(self) -> None:
         """Until all workers serve. Killing those that only boot would tell how fast this machine boots, no more."""
-        while self._log_count(b'"worker ready"') < self._ready_wanted:
+        while self._log_count(b'"worker ready"') < self._ready_wanted:  # noqa: ASYNC110  # another process's log
             await trio.sleep(0.05)
 
     async def _end(self, process: trio.Process) -> None:
@@ -526,10 +526,11 @@ async def run(options: Options, ledger: Ledger) -> None:
                         async with trio.open_nursery() as producers:
                             for number in range(options.producers):
                                 producers.start_soon(produce, victim.url, ledger, options, number)
+                        await wait_drained(ledger)
                         harm.cancel_scope.cancel()
                     if victim.process.poll() is not None:
                         await victim.start()  # the harm was cut short between an end and a start
-                    await drain(ledger, options)
+                    await settle_down(ledger, options)
                     consumers.cancel_scope.cancel()
             if limit.cancelled_caught:
                 ledger.wrong(f"not done within {options.limit_seconds} s")
@@ -540,11 +541,15 @@ async def run(options: Options, ledger: Ledger) -> None:
         shutil.rmtree(directory, ignore_errors=True)
 
 
-async def drain(ledger: Ledger, options: Options) -> None:
-    """Until everything has been acked, and then for a lease more: an ack that was lost shows as a delivery."""
+async def wait_drained(ledger: Ledger) -> None:
+    while not ledger.drained:  # noqa: ASYNC110  # the ledger is pure: it knows no events
+        await trio.sleep(0.1)
+
+
+async def settle_down(ledger: Ledger, options: Options) -> None:
+    """For a lease longer than it takes: an ack that was lost shows as one more delivery."""
     while True:
-        while not ledger.drained:  # noqa: ASYNC110  # the ledger is pure: it knows no events
-            await trio.sleep(0.1)
+        await wait_drained(ledger)
         delivered = ledger.counts["delivered"]
         await trio.sleep(options.lease_seconds + 1)
         if ledger.drained and ledger.counts["delivered"] == delivered:
