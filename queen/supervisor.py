@@ -191,7 +191,7 @@ class Supervisor:
         """
         async with trio.open_nursery() as watch:
             await watch.start(self._watch_signals)
-            watch.start_soon(self._report_status)
+            watch.start_soon(self.report_status)
             with self._everything:
                 async with trio.open_nursery() as database:
                     database.start_soon(self.database.run)
@@ -223,7 +223,8 @@ class Supervisor:
                     self.hurry.set()
                     self._everything.cancel()
 
-    async def _report_status(self) -> None:
+    async def report_status(self) -> None:
+        """A line every minute: who works, how often one was replaced, what was done."""
         started_at = reported_at = trio.current_time()
         before = [slot.counters for slot in self.slots]
         while True:
@@ -356,7 +357,7 @@ class Slot:
                 talk.start_soon(self._start_when_database_is_up, channel)
                 talk.start_soon(self._drain_when_stopping, channel, child.cancel_scope)
                 while (message := await channel.receive()) is not None:
-                    self._hear(message)
+                    self.hear(message)
                 talk.cancel_scope.cancel()
             # Its end of the channel is closed, and that is the last thing a worker does.
             self.ready = False
@@ -408,7 +409,8 @@ class Slot:
         async for line in lines(process.stdout):
             logs.relay(line, self._supervisor.settings.log_format, child=f"worker {self._index}", pid=process.pid)
 
-    def _hear(self, message: Message) -> None:
+    def hear(self, message: Message) -> None:
+        """What the present worker says."""
         match message:
             case Ready():
                 self.ready = self.ever_ready = True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import ipaddress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -74,7 +75,13 @@ def run(arguments: argparse.Namespace) -> int:
     """Serve until stopped. Returns the exit code."""
     settings = settings_from(arguments)
     say_who_may_enter(settings)
-    return run_supervisor(settings, app=arguments.app, announce=lambda line: print(line, flush=True))
+    return run_supervisor(settings, app=arguments.app, announce=announce)
+
+
+def announce(line: str) -> None:
+    """Answer on standard output. That nobody reads it, or its disk is full, does not keep the server from serving."""
+    with contextlib.suppress(OSError):
+        print(line, flush=True)
 
 
 def say_who_may_enter(settings: Settings) -> None:

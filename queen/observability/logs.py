@@ -5,6 +5,7 @@ JSON when standard error is no terminal, else lines for people. Nothing here dec
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
 from typing import Final
@@ -72,18 +73,22 @@ def head_first(_logger: WrappedLogger, _method: str, event: EventDict) -> EventD
     return {**head, **event}
 
 
-def relay(line: bytes, line_format: str, *, child: str, pid: int, **tags: object) -> None:
+def relay(line: bytes, line_format: str, *, child: str, pid: int) -> None:
     """Pass on a line that a child process wrote, so that it says whose it is.
 
     A JSON line of ours carries its tags already. What an interpreter or a library wrote past the logs is wrapped.
     """
+    text = line.decode(errors="replace")
     if line_format == "json" and line.startswith(b'{"'):
-        sys.stderr.write(line.decode(errors="replace") + "\n")
-        sys.stderr.flush()
+        write(text)
     elif line_format == "json":
-        structlog.get_logger("queen.supervisor").info(
-            "output", child=child, pid=pid, line=line.decode(errors="replace"), **tags
-        )
+        structlog.get_logger("queen.supervisor").info("output", child=child, pid=pid, line=text)
     else:
-        sys.stderr.write(f"[{child} {pid}] {line.decode(errors='replace')}\n")
+        write(f"[{child} {pid}] {text}")
+
+
+def write(line: str) -> None:
+    """Write one line to standard error. That nobody reads it any more, or its disk is full, is no reason to stop."""
+    with contextlib.suppress(OSError):
+        sys.stderr.write(line + "\n")
         sys.stderr.flush()

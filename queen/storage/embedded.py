@@ -380,11 +380,13 @@ def _copy_programs(package: Path, copy: Path) -> None:
 
 async def _make_cluster(data: Path, programs: Programs, identity: Identity) -> None:
     """``initdb`` if there is no cluster yet, beside its place and then renamed: a half-made one never stands there."""
-    half = data.with_name(data.name + ".new")
     try:
         if _has_cluster(data, programs):
             return
-        await trio.to_thread.run_sync(partial(shutil.rmtree, half, ignore_errors=True))
+        for left in data.parent.glob(f"{data.name}.new-*"):
+            await trio.to_thread.run_sync(partial(shutil.rmtree, left, ignore_errors=True))
+        # A name of its own each time: an initdb that outlived a killed supervisor must not write into ours.
+        half = Path(tempfile.mkdtemp(prefix=f"{data.name}.new-", dir=data.parent))
         _own(half, identity)
     except OSError as error:
         raise StartupError(f"the data directory {data} cannot be used: {error.strerror}") from error
@@ -409,6 +411,10 @@ async def _make_cluster(data: Path, programs: Programs, identity: Identity) -> N
         reason = next((line for line in said if "error" in line or "FATAL" in line), said[-1] if said else "no reason")
         await trio.to_thread.run_sync(partial(shutil.rmtree, half, ignore_errors=True))
         raise StartupError(f"a database cluster cannot be made in {data} as user {identity.name}: {reason}")
+    _put_in_place(half, data)
+
+
+def _put_in_place(half: Path, data: Path) -> None:
     half.rename(data)
     descriptor = os.open(data.parent, os.O_RDONLY | os.O_DIRECTORY)
     try:

@@ -92,6 +92,7 @@ class Server:
         port: int = 0,
         user: int | None = None,
         environment: Mapping[str, str] | None = None,
+        stderr: int | None = None,
         python_path: tuple[Path, ...] = (),
     ) -> None:
         self.home = home
@@ -113,7 +114,7 @@ class Server:
                 env=clean | {"PYTHONPATH": path, "LOG_FORMAT": "json"} | dict(environment or {}),
                 stdin=subprocess.DEVNULL,
                 stdout=out,
-                stderr=err,
+                stderr=err if stderr is None else stderr,
                 cwd="/",
                 user=user,
                 group=user,

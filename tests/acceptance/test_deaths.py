@@ -101,6 +101,20 @@ def test_a_killed_postgres_is_started_again_and_the_workers_stay(start_server: S
     assert cluster_state(server.home) == "shut down"
 
 
+def test_the_server_goes_on_when_nobody_reads_what_it_writes(start_server: StartServer) -> None:
+    reading, writing = os.pipe()
+    server = start_server(*TINY, *NO_DATABASE, workers=1, stderr=writing).wait_ready()
+    os.close(writing)
+    os.close(reading)
+
+    for _ in range(3):
+        (victim,) = eventually(10, lambda: server.worker_pids)
+        os.kill(victim, signal.SIGKILL)
+        assert int(server.get(seconds=20)[1]) != victim
+
+    assert server.stop() == 0
+
+
 def test_a_stale_pid_file_that_names_a_stranger_does_not_stand_in_the_way(start_server: StartServer) -> None:
     first = start_server(*TINY, workers=1).wait_ready()
     pid_file = first.home / "postgres" / "postmaster.pid"

@@ -101,7 +101,7 @@ def test_a_data_directory_with_a_path_too_long_for_a_socket_is_served(start_serv
 
 
 def test_what_initdb_left_half_made_does_not_stand_in_the_way(start_server: StartServer, scratch: Path) -> None:
-    half = scratch / "data" / "postgres.new"
+    half = scratch / "data" / "postgres.new-1"
     half.mkdir(parents=True)
     (half / "PG_VERSION").write_text("18\n")
     if os.geteuid() == 0:

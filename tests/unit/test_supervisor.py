@@ -8,15 +8,19 @@ import sys
 
 import msgspec
 import pytest
+import structlog
 import trio
 import trio.testing
 
+from queen.config.settings import Secret, Settings
 from queen.control import ControlChannel, Drain, Failed, Heartbeat, Message, Ready, Start
 from queen.errors import StartupError
 from queen.supervisor import (
     MAX_OUTPUT_LINE_BYTES,
+    STATUS_SECONDS,
     Backoff,
     Foreign,
+    Supervisor,
     describe_exit,
     first_error,
     http_url,
@@ -195,6 +199,53 @@ async def test_sending_to_a_process_that_is_gone_says_so() -> None:
     async with ControlChannel(here) as channel:
         with pytest.raises(trio.BrokenResourceError):
             await channel.send(Drain())
+
+
+async def test_the_status_line_tells_rates_over_the_minute_and_restarts(autojump_clock: trio.testing.MockClock) -> None:
+    listeners = listen("127.0.0.1", 0, 2)
+    settings = Settings(database_url=Secret("postgresql:///"), log_format="json")
+    supervisor = Supervisor(settings, listeners, app="none:none", announce=lambda _: None)
+    first, second = supervisor.slots
+    with structlog.testing.capture_logs() as logged:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(supervisor.report_status)
+            await trio.testing.wait_all_tasks_blocked()
+            first.hear(Ready())
+            first.hear(Heartbeat(loop_lag_ms=0, rss_bytes=0, requests=60, pushed=600, popped=60, acked=6))
+            first.hear(Heartbeat(loop_lag_ms=0, rss_bytes=0, requests=120, pushed=1200, popped=60, acked=6))
+            second.hear(Heartbeat(loop_lag_ms=0, rss_bytes=0, pushed=600))
+            second.restarts = 3
+            await trio.sleep(STATUS_SECONDS + 1)
+            first.hear(Heartbeat(loop_lag_ms=0, rss_bytes=0, requests=120, pushed=1800, popped=60, acked=6))
+            await trio.sleep(STATUS_SECONDS)
+            nursery.cancel_scope.cancel()
+    for listener in listeners:
+        listener.close()
+
+    minute, next_minute = [line for line in logged if line["event"] == "status"]
+    assert minute["active_workers"] == 1
+    assert minute["wanted_workers"] == 2
+    assert minute["restarts"] == 3
+    assert minute["uptime_seconds"] == 60
+    assert (minute["requests_per_second"], minute["pushed_per_second"]) == (2.0, 30.0)
+    assert (minute["popped_per_second"], minute["acked_per_second"]) == (1.0, 0.1)
+    assert (next_minute["requests_per_second"], next_minute["pushed_per_second"]) == (0.0, 10.0)
+
+
+async def test_where_it_listens_is_told_once_when_the_last_worker_is_ready() -> None:
+    said: list[str] = []
+    (listener,) = listen("127.0.0.1", 0, 1)
+    with listener:
+        port = listener.getsockname()[1]
+        settings = Settings(database_url=Secret("postgresql://db/q"))
+        supervisor = Supervisor(settings, [listener, listener], app="none:none", announce=said.append)
+        supervisor.slots[0].hear(Ready())
+        assert said == []
+        supervisor.slots[1].hear(Ready())
+        supervisor.slots[1].hear(Ready())
+
+    (line,) = said
+    assert f"http://127.0.0.1:{port} (2 workers, database q on db, pid " in line
 
 
 def test_the_supervisor_imports_neither_app_nor_driver() -> None:
