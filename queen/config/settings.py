@@ -41,7 +41,10 @@ class Secret:
 
 def usable_cores() -> int:
     """Cores this process may run on, which in a container or under taskset are fewer than the machine has."""
-    return len(os.sched_getaffinity(0))
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # not a Linux: the application can be served there, the supervisor cannot
+        return os.cpu_count() or 1
 
 
 class JwtSettings(msgspec.Struct, frozen=True, kw_only=True):
