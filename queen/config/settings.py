@@ -103,6 +103,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     retention_interval_seconds: float = 300.0
     retention_batch: int = 1000
     eviction_interval_seconds: float = 60.0
+    # metrics
+    stats_interval_seconds: float = 10.0  # between two reports of a worker
+    stats_retention_days: int = 7  # of series by the quarter of an hour
+    metrics_sample_seconds: float = 1.0  # between two readings of the gauges
+    metrics_aggregate_seconds: float = 60.0  # between two reports of very many queues
+    metrics_retention_days: int = 90  # of all series, and of traces
     # shutdown
     grace_seconds: float = 20.0
     # logs

@@ -13,6 +13,7 @@ from uuid import UUID
 import trio
 
 from queen.engine.batcher import Batcher
+from queen.engine.monitor import Monitor
 from queen.model.browse import Found, MessageDetail, MessageQuery
 from queen.model.message import PushResult
 from queen.model.queue import QUEUE_MODE, Queue
@@ -31,6 +32,9 @@ from queen.storage.messages import Place
 from queen.storage.pushes import Woken
 from queen.storage.store import Store
 
+POP_MAINTENANCE: Final = "pop_maintenance"
+"""The switch that makes every pop answer with nothing."""
+
 MAX_WAITING_TRACES: Final = 10_000
 """Traces that may wait to be recorded; past it a consumer is told so, and goes on without."""
 
@@ -39,9 +43,16 @@ class Admin:
     """See the module. ``tell_group`` wakes the pops of a group on a queue, ``tell_woken`` those of woken cursors."""
 
     def __init__(
-        self, store: Store, tell_group: Callable[[Queue, str], None], tell_woken: Callable[[Iterable[Woken]], None]
+        self,
+        store: Store,
+        monitor: Monitor,
+        tell_group: Callable[[Queue, str], None],
+        tell_woken: Callable[[Iterable[Woken]], None],
+        tell_switched: Callable[[], None],
     ) -> None:
         self._store = store
+        self._monitor = monitor
+        self._tell_switched = tell_switched
         self._tell_group = tell_group
         self._tell_woken = tell_woken
         # one write at a time: two would wait for each other at the totals of a name that everybody uses
@@ -135,6 +146,17 @@ class Admin:
     async def trace_names(self, limit: int, offset: int) -> tuple[int, list[TraceName]]:
         """How many names there are, and a page of them, the latest first."""
         return await self._store.traces.names(limit, offset)
+
+    # -- switches -------------------------------------------------------------------------------------------------
+
+    async def pops_paused(self) -> bool:
+        """Whether pops are switched off."""
+        return POP_MAINTENANCE in await self._store.metrics.switches()
+
+    async def pause_pops(self, *, paused: bool) -> None:
+        """Switch pops off or on, on every server of this database: within a second, and until it is switched back."""
+        await self._store.metrics.switch(POP_MAINTENANCE, enabled=paused)
+        self._tell_switched()
 
     # -- life -----------------------------------------------------------------------------------------------------
 

@@ -16,10 +16,11 @@ import structlog
 import trio
 
 from queen.config.settings import Settings
-from queen.engine.admin import Admin
+from queen.engine.admin import POP_MAINTENANCE, Admin
 from queen.engine.batcher import Batcher
 from queen.engine.housekeeping import run_housekeeping
-from queen.engine.wakeups import Lot, Topic, Wakeups, hints_of
+from queen.engine.monitor import Monitor
+from queen.engine.wakeups import Lot, Topic, Wakeups, hint, hints_of
 from queen.errors import EncryptionUnavailable, QueenError
 from queen.model.message import (
     Ack,
@@ -32,6 +33,7 @@ from queen.model.message import (
     SegmentSlice,
     TransactionResult,
 )
+from queen.model.metrics import Waiting
 from queen.model.queue import DEFAULT_PARTITION, QUEUE_MODE, Queue, QueueOptions, StartFrom, StartMode
 from queen.model.stream import Cycle, CycleResult, Registration, StateFilter, StateRow, StreamQuery
 from queen.storage.acks import Released
@@ -67,6 +69,14 @@ _NOTIFY_PAUSE_SECONDS: Final = 0.002
 """Least time between two notifications of this worker: under load they are folded, an idle one goes at once."""
 
 _GIVE_BACK_SECONDS: Final = 5.0
+
+_SWITCHES_SECONDS: Final = 0.8
+"""Between two looks at the switches: they are to be obeyed within a second."""
+
+_PAUSED_SECONDS: Final = 0.5
+"""How long a pop that would wait is held while pops are switched off."""
+
+_SWITCHED: Final = hint("switch", "", "")
 
 log = structlog.get_logger("queen.engine")
 
@@ -111,10 +121,13 @@ class Engine:
         self._settings = settings
         self._wakeups = Wakeups()
         self._draining = False
+        self._drained = trio.Event()
+        self.pops_paused = False
         self._to_tell: set[str] = set()
         self._news = trio.Event()
         self._returns: list[tuple[ClaimOutcome, str, UUID | None]] = []
         self._returned = trio.Event()
+        self._switched = trio.Event()
         self._pushes: Batcher[PushRequest, list[PushResult]] = Batcher(
             "push", self._write_pushes, writers=2, max_weight=PUSH_WEIGHT, max_waiting=MAX_WAITING
         )
@@ -132,7 +145,8 @@ class Engine:
         store.catalogue.changed = self._queue_changed
         store.notifications.on_keys = lambda hints: self._heard(hints)
         store.notifications.on_gap = self._wakeups.tell_all
-        self.admin = Admin(store, self._tell_group, self._tell_woken)
+        self.monitor = Monitor(store, settings, store.activity, self._gauges, self._waiting)
+        self.admin = Admin(store, self.monitor, self._tell_group, self._tell_woken, self._tell_switched)
 
     # -- queues ---------------------------------------------------------------------------------------------------
 
@@ -166,6 +180,25 @@ class Engine:
 
         A caller that is cancelled owns nothing: what was claimed for it goes back.
         """
+        batch: LeasedBatch | None = None
+        if self.pops_paused:
+            await self._hold(request)
+        else:
+            batch = await self._wait_for_batch(request)
+        self.store.activity.popped(
+            request.queue if batch is None else batch.claims[0].queue,
+            request.group,
+            0 if batch is None else batch.message_count,
+        )
+        return batch
+
+    async def _hold(self, request: PopRequest) -> None:
+        """Pops are switched off. One that would wait is held a little: answered at once, it would come again at once."""
+        with trio.move_on_after(min(request.timeout_seconds or 0, _PAUSED_SECONDS)):
+            await self._drained.wait()
+
+    async def _wait_for_batch(self, request: PopRequest) -> LeasedBatch | None:
+        """Look, and look again whenever there is news."""
         deadline = trio.current_time() + (request.timeout_seconds or 0)
         topic = Topic(request.group, request.queue, request.partition, request.namespace, request.task)
         since: datetime | None = None
@@ -198,7 +231,7 @@ class Engine:
                     self._wakeups.set_timer(lot, max(look.due_seconds, _LOOK_AGAIN_SECONDS))
                 with trio.move_on_at(deadline):
                     await lot.park()
-                if self._draining:
+                if self._draining or self.pops_paused:
                     return None
 
     async def _queues_for(self, request: PopRequest) -> list[Queue]:
@@ -400,7 +433,33 @@ class Engine:
 
     def _heard(self, hints: Sequence[str]) -> None:
         """Another worker tells: one pop a topic looks, and goes on waking while it finds something."""
+        if _SWITCHED in hints:
+            self._switched.set()
         self._wakeups.tell(hints, 1)
+
+    def _tell_switched(self) -> None:
+        """A switch was turned here: look at them now, on every worker."""
+        self._switched.set()
+        self._tell_others([_SWITCHED])
+
+    async def read_switches(self) -> None:
+        """Do as the switches of the cluster say."""
+        paused = POP_MAINTENANCE in await self.store.metrics.switches()
+        if paused != self.pops_paused:
+            self.pops_paused = paused
+            log.warning("pops are switched off" if paused else "pops are switched on again")
+            self._wakeups.tell_all()
+
+    async def _run_switches(self) -> None:
+        """Follow the switches. A hint tells of most changes at once; the look in between is for one that is lost."""
+        while True:
+            with trio.move_on_after(_SWITCHES_SECONDS):
+                await self._switched.wait()
+            self._switched = trio.Event()
+            try:
+                await self.read_switches()
+            except QueenError as error:
+                log.debug("switches not read, will try again", error=error.detail)
 
     async def _run_notifier(self) -> None:
         while True:
@@ -452,7 +511,30 @@ class Engine:
     def begin_drain(self) -> None:
         """Parked pops end now, with nothing; nobody parks any more. May be called again."""
         self._draining = True
+        self._drained.set()
         self._wakeups.tell_all()
+
+    def _gauges(self) -> dict[str, int]:
+        """The gauges of the monitor that are the engine's."""
+        storage = self.store.statistics()
+        return {
+            "pool_size": storage["size"],
+            "pool_idle": storage["idle"],
+            "pool_active": storage["size"] - storage["idle"],
+            "pool_waiting": storage["waiting"],
+            "waiting_pushes": self._pushes.statistics().waiting,
+            "waiting_pops": self._claims.statistics().waiting,
+            "waiting_acks": self._acks.statistics().waiting,
+            "parked": self._wakeups.parked_count,
+        }
+
+    def _waiting(self) -> list[Waiting]:
+        """Who waits on which queue. Pops that name no queue wait on none."""
+        return [
+            Waiting(lot.topic.queue, lot.topic.group, len(lot.waiting))
+            for lot in self._wakeups.parked()
+            if lot.topic.queue is not None
+        ]
 
     def statistics(self) -> dict[str, int]:
         """Gauges: parked pops, requests waiting per verb, connections."""
@@ -474,6 +556,8 @@ class Engine:
             tasks.start_soon(self._run_notifier)
             tasks.start_soon(self._run_sweep)
             tasks.start_soon(self._run_returns)
+            tasks.start_soon(self._run_switches)
+            tasks.start_soon(self.monitor.run)
             tasks.start_soon(run_housekeeping, self.store, self._settings)
             task_status.started()
 
@@ -494,6 +578,7 @@ async def open_engine(settings: Settings) -> AsyncIterator[Engine]:
     """Open storage and the engine's tasks; close them in reverse. Raises StartupError with one sentence."""
     async with open_store(settings) as store, trio.open_nursery() as tasks:
         engine = Engine(store, settings)
+        await engine.read_switches()
         await tasks.start(engine.run)
         try:
             yield engine

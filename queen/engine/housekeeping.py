@@ -6,6 +6,7 @@ What is expired is invisible to pops at once (storage looks at the time when it 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Final
 
 import structlog
 import trio
@@ -15,6 +16,10 @@ from queen.errors import QueenError
 from queen.model.queue import Queue
 from queen.storage.store import Store
 
+_FORGET_INTERVAL_SECONDS: Final = 3600.0
+_MINUTES_DAYS: Final = 2
+"""How long the series by the minute are kept: pages use them for windows of up to six hours."""
+
 log = structlog.get_logger("queen.engine")
 
 
@@ -23,6 +28,7 @@ async def run_housekeeping(store: Store, settings: Settings) -> None:
     async with trio.open_nursery() as loops:
         loops.start_soon(_run, store, settings, settings.retention_interval_seconds, _has_retention)
         loops.start_soon(_run, store, settings, settings.eviction_interval_seconds, _has_eviction)
+        loops.start_soon(_forget, store, settings)
 
 
 def _has_retention(queue: Queue) -> bool:
@@ -33,6 +39,23 @@ def _has_eviction(queue: Queue) -> bool:
     return queue.options.max_wait_time_seconds > 0
 
 
+async def _forget(store: Store, settings: Settings) -> None:
+    """Once an hour: old metrics and traces."""
+    while True:
+        await trio.sleep(_FORGET_INTERVAL_SECONDS)
+        try:
+            await store.metrics.forget(
+                {
+                    1: min(_MINUTES_DAYS, settings.metrics_retention_days),
+                    15: min(settings.stats_retention_days, settings.metrics_retention_days),
+                    360: settings.metrics_retention_days,
+                }
+            )
+            await store.traces.expire(settings.metrics_retention_days)
+        except QueenError as error:
+            log.warning("old metrics not removed, will try again", error=str(error))
+
+
 async def _run(store: Store, settings: Settings, interval_seconds: float, concerns: Callable[[Queue], bool]) -> None:
     while True:
         await trio.sleep(interval_seconds)
@@ -41,6 +64,8 @@ async def _run(store: Store, settings: Settings, interval_seconds: float, concer
                 if concerns(queue):
                     removed = await store.expire(queue, settings.retention_batch)
                     if removed:
+                        kind = "retention_messages" if concerns is _has_retention else "eviction_messages"
+                        store.activity.count(queue.name, expiries=1, **{kind: removed})
                         log.info("expired messages removed", queue=queue.name, messages=removed)
             for queue_id in await store.catalogue.deleted():
                 await store.catalogue.purge(queue_id)

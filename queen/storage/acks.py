@@ -13,6 +13,7 @@ from uuid import UUID, uuid4
 import msgspec
 
 from queen.model.message import Ack, AckResult, AckStatus, LeaseExtension, PushResult
+from queen.observability.activity import Activity
 from queen.storage.bridge import Bridge
 from queen.storage.catalogue import Catalogue
 from queen.storage.connect import Connection
@@ -114,6 +115,29 @@ class AckFlush:
                 partition.ids.add(ack.transaction_id)
         self.results: list[list[AckResult]] = []
         self.released: list[Released] = []
+        self._tallies: dict[str, list[int]] = {}  # by queue: succeeded, dead-lettered
+
+    def count(self, activity: Activity) -> None:
+        """Say what became of the acks."""
+        requests: dict[str | None, int] = {}
+        total: dict[str | None, int] = {}
+        for request in self.requests:
+            last: str | None = None
+            for ack in request:
+                partition = self.partitions[ack.partition_id]
+                last = partition.queue if partition is not None and partition.exists else None
+                total[last] = total.get(last, 0) + 1
+            if request:
+                requests[last] = requests.get(last, 0) + 1
+        for queue, acks in total.items():
+            succeeded, dead = self._tallies.get(queue, (0, 0)) if queue is not None else (0, 0)
+            activity.count(
+                queue,
+                ack_requests=requests.get(queue, 0),
+                ack_success=succeeded,
+                ack_failed=acks - succeeded,
+                dead_letters=dead,
+            )
 
     @property
     def may_kill(self) -> bool:
@@ -246,6 +270,7 @@ class AckFlush:
         """asyncio flavor. Move the cursors; where :attr:`may_kill`, inside a transaction. Sets the results."""
         self.results = []
         self.released = []
+        self._tallies = {}
         by_bucket = self._runs()
         for bucket in sorted(by_bucket):
             runs = by_bucket[bucket]
@@ -267,6 +292,10 @@ class AckFlush:
                 run.retry_count = row["retry_count"]
                 if run.released:
                     self.released.append(Released(partition.queue, group, partition.name))
+                if not run.lost:
+                    tally = self._tallies.setdefault(partition.queue, [0, 0])
+                    tally[0] += len(run.places)
+                    tally[1] += run.dead
                 if run.dead:
                     error = run.error or "Retries exhausted"
                     await bury(
@@ -342,6 +371,7 @@ class Acks:
         self._pushes = pushes
         self._keyring = keyring
         self._buckets = buckets
+        self.activity = Activity()
 
     async def ack(self, requests: Sequence[Sequence[Ack]]) -> tuple[list[list[AckResult]], list[Released]]:
         """Apply the acks of all requests in one commit; results per request, in input order."""
@@ -356,6 +386,7 @@ class Acks:
                 await flush.apply(connection, self._keyring)
 
         await self._bridge.run(work)
+        flush.count(self.activity)
         return flush.results, flush.released
 
     async def transact(
@@ -409,6 +440,9 @@ class Acks:
                 continue
             if error is not None:
                 return error, [], [], [], []
+            flush.count(self.activity)
+            ack_flush.count(self.activity)
+            self.activity.count(next(iter(flush.queue_names), None), transactions=1)
             return None, flush.results()[0], ack_flush.results[0], woken, ack_flush.released
         return "queues of this transaction kept changing; nothing was applied", [], [], [], []
 

@@ -63,6 +63,8 @@ class Bridge:
         self._idle: list[_Runner] = []
         self._runners: list[_Runner] = []
         self._closed = False
+        self.done = 0
+        self.errors = 0
 
     async def run(self, work: Callable[[Connection], Awaitable[T]], *, writes: bool = True) -> T:
         """Do ``work`` (asyncio flavor) on a connection and return its result.
@@ -85,7 +87,19 @@ class Bridge:
 
     def statistics(self) -> dict[str, int]:
         """Connections and waiting jobs, for gauges."""
-        return {"size": len(self._runners), "idle": len(self._idle), "waiting": len(self._waiting)}
+        return {
+            "size": len(self._runners),
+            "idle": len(self._idle),
+            "waiting": len(self._waiting),
+            "done": self.done,
+            "errors": self.errors,
+        }
+
+    def count(self, result: Outcome[Any]) -> None:
+        """A job ended. What the client did wrong is no error of storage."""
+        self.done += 1
+        if isinstance(result, Error) and getattr(result.error, "status", 500) >= 500:
+            self.errors += 1
 
     def next_job(self, runner: _Runner) -> _Job[Any] | None:
         """The next waiting job, or None after the runner was put among the idle."""
@@ -144,7 +158,9 @@ class _Runner:
                 if job is None:
                     return
                 try:
-                    job.finish(await trio_asyncio.aio_as_trio(self._do)(job))
+                    result = await trio_asyncio.aio_as_trio(self._do)(job)
+                    self._bridge.count(result)
+                    job.finish(result)
                 except BaseException:
                     job.finish(Error(Draining("the server is shutting down; the outcome is not known")))
                     raise

@@ -7,6 +7,7 @@ them afterwards, as slowly as the client drains, gives the same bytes.
 from __future__ import annotations
 
 import random
+import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Sequence
 from typing import Any, Final
@@ -16,6 +17,7 @@ import msgspec
 
 from queen.model.message import ClaimedPartition, SegmentSlice
 from queen.model.queue import Queue
+from queen.observability.activity import Activity
 from queen.storage.bridge import Bridge
 from queen.storage.connect import Connection
 from queen.storage.ids import bucket_of, id_prefix_text
@@ -126,6 +128,7 @@ class Claims:
         self._keyring = keyring
         self._buckets = buckets
         self._cache = _Cache()
+        self.activity = Activity()
 
     async def claim(self, requests: Sequence[ClaimRequest]) -> list[ClaimOutcome]:
         """Claim for all requests in one commit (per bucket the requests are served in order), and read the beginning.
@@ -323,7 +326,9 @@ class Claims:
                 if owner is not claim:
                     at = outcome.claims.index(owner, at)
                     claim, first = owner, owner.first
-                yield segment.slice(claim, first)
+                piece = segment.slice(claim, first)
+                self.activity.delivered(claim.queue, piece.count, time.time() - segment.created_at.timestamp())
+                yield piece
                 first = min(segment.base_offset + segment.message_count, claim.end)
             if not pieces or first >= claim.end:  # done, or retention or a deletion took what was left
                 at += 1

@@ -185,20 +185,20 @@ class Counts:
             )
         return found
 
-    async def fold(self) -> int | None:
-        """Put the changes counted since the last time into the sums. Returns how many; None where another server was
-        at it."""
+    async def fold(self) -> tuple[int, list[tuple[str, int, int]]]:
+        """Put the changes counted since the last time into the sums, unless another worker is at it. Returns how many,
+        and for queues how many partitions came and went."""
 
-        async def fold(connection: Connection) -> int | None:
+        async def fold(connection: Connection) -> tuple[int, list[tuple[str, int, int]]]:
             folded = 0
-            skipped = False
+            births: list[tuple[str, int, int]] = []
             for bucket in range(self.buckets):
                 async with connection.transaction():
                     if await connection.fetchval("SELECT pg_try_advisory_xact_lock($1, $2)", _FOLD_LOCK, bucket):
-                        folded += await connection.fetchval("SELECT queen.fold_counts($1, NULL)", bucket)
-                    else:
-                        skipped = True
-            return None if skipped else folded
+                        row = await connection.fetchrow("SELECT * FROM queen.fold_counts($1, NULL)", bucket)
+                        folded += row["folded"]
+                        births += zip(row["queue_names"] or (), row["created"] or (), row["deleted"] or (), strict=True)
+            return folded, births
 
         return await self._bridge.run(fold)
 

@@ -18,6 +18,7 @@ import msgspec
 from queen.errors import EncryptionUnavailable, StorageUnavailable
 from queen.model.message import NewMessage, PushResult
 from queen.model.queue import Queue
+from queen.observability.activity import Activity
 from queen.storage.bridge import Bridge
 from queen.storage.catalogue import Catalogue
 from queen.storage.connect import Connection
@@ -277,6 +278,20 @@ class Flush:
     def message_count(self) -> int:
         return sum(len(part.messages) for part in self._parts.values())
 
+    def count(self, activity: Activity) -> None:
+        """Say what was stored."""
+        requests: dict[str, int] = {}
+        for request in self.requests:
+            if request.messages:
+                queue = request.messages[0].queue
+                requests[queue] = requests.get(queue, 0) + 1
+        stored: dict[str, int] = {}
+        for part in self._parts.values():
+            new = len(part.messages) - len(part.stored) - len(part.repeats)
+            stored[part.queue_name] = stored.get(part.queue_name, 0) + new
+        for queue, messages in stored.items():
+            activity.count(queue, push_requests=requests.get(queue, 0), push_messages=messages)
+
     def prepare(self, catalogue: Catalogue) -> bool:
         """Build what is sent. False: a queue is not known (any more)."""
         calls: dict[int, list[_Part]] = {}
@@ -392,6 +407,7 @@ class Pushes:
         self._keyring = keyring
         self._buckets = buckets
         self._known: OrderedDict[UUID, None] = OrderedDict()
+        self.activity = Activity()
 
     def flush_of(self, requests: Sequence[PushRequest]) -> Flush:
         """A flush, unsent."""
@@ -415,6 +431,7 @@ class Pushes:
                 verdict = await self._bridge.run(lambda connection: self._store(connection, flush, may_create))  # noqa: B023
             if not isinstance(verdict, str):
                 self._remember(flush)
+                flush.count(self.activity)
                 return flush.results(), verdict
             self.recover(flush, verdict)
             may_create = True

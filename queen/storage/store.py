@@ -18,6 +18,7 @@ import trio_asyncio
 from queen.config.settings import Settings
 from queen.errors import QueenError, StartupError
 from queen.model.queue import Queue
+from queen.observability.activity import Activity
 from queen.storage.acks import Acks
 from queen.storage.bridge import Bridge, Connect, open_bridge
 from queen.storage.catalogue import Catalogue
@@ -27,6 +28,7 @@ from queen.storage.counts import Counts
 from queen.storage.dead_letters import DeadLetters
 from queen.storage.groups import Groups
 from queen.storage.messages import Messages
+from queen.storage.metrics import Metrics
 from queen.storage.migrate import migrate
 from queen.storage.notify import Notifications
 from queen.storage.pushes import Pushes
@@ -67,6 +69,9 @@ class Store:
         self.messages = Messages(bridge, self.catalogue, self.pushes, keyring, self.counts)
         self.resources = Resources(bridge, self.counts)
         self.traces = Traces(bridge, keyring, buckets)
+        self.metrics = Metrics(bridge)
+        self.activity = Activity()
+        self.pushes.activity = self.claims.activity = self.acks.activity = self.activity
 
     async def is_healthy(self) -> bool:
         """Whether PostgreSQL answers within a short deadline."""

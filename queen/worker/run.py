@@ -231,6 +231,8 @@ async def run_worker(control: socket.socket, listener: socket.socket, factory: C
         if not isinstance(start, Start):
             return 0  # drained, or orphaned, before there was anything to do
         settings = decode_settings(start.settings)
+        name = settings.worker_id or socket.gethostname()
+        settings = msgspec.structs.replace(settings, worker_id=f"{name}-{start.slot}")
         logs.configure(settings.log_level, settings.log_format, slot=start.slot, pid=os.getpid())
         try:
             app = factory(settings)

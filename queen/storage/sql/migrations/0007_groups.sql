@@ -291,18 +291,20 @@ END
 $$;
 
 -- Move what was counted since into counts. Nobody else folds the bucket at the same time: the caller holds its advisory
--- lock. What belongs to a queue that is gone is dropped. Returns the rows that were folded.
-CREATE OR REPLACE FUNCTION queen.fold_counts(p_bucket integer, p_now timestamptz) RETURNS bigint LANGUAGE plpgsql
+-- lock. What belongs to a queue that is gone is dropped. Returns how many rows were folded, and for the queues
+-- concerned how many partitions came and went.
+CREATE OR REPLACE FUNCTION queen.fold_counts(p_bucket integer, p_now timestamptz)
+RETURNS TABLE (folded bigint, queue_names text[], created bigint[], deleted bigint[]) LANGUAGE plpgsql
 SET jit = off
 AS $$
+#variable_conflict use_column
 DECLARE
     v_now timestamptz := coalesce(p_now, clock_timestamp());
-    v_rows bigint;
 BEGIN
     WITH gone AS (
         DELETE FROM queen.count_changes c WHERE c.bucket = p_bucket
         RETURNING c.kind, c.queue_id, c.amount, c.group_name
-    ), folded AS (
+    ), merged AS (
         INSERT INTO queen.counts AS t (bucket, queue_id, group_name, stored, removed, erased, partitions, consumed,
             dead_letters, stored_at)
         SELECT p_bucket, g.queue_id, g.group_name,
@@ -318,8 +320,13 @@ BEGIN
             erased = t.erased + excluded.erased, partitions = t.partitions + excluded.partitions,
             consumed = t.consumed + excluded.consumed, dead_letters = t.dead_letters + excluded.dead_letters,
             stored_at = coalesce(excluded.stored_at, t.stored_at)
+    ), births AS (
+        SELECT q.name, coalesce(sum(g.amount) FILTER (WHERE g.amount > 0), 0)::bigint AS created,
+            coalesce(-sum(g.amount) FILTER (WHERE g.amount < 0), 0)::bigint AS deleted
+        FROM gone g JOIN queen.queues q ON q.queue_id = g.queue_id WHERE g.kind = 4 GROUP BY q.name
     )
-    SELECT count(*) INTO v_rows FROM gone;
-    RETURN v_rows;
+    SELECT (SELECT count(*) FROM gone), array_agg(b.name), array_agg(b.created), array_agg(b.deleted)
+    INTO folded, queue_names, created, deleted FROM births b;
+    RETURN NEXT;
 END
 $$;

@@ -1,0 +1,319 @@
+"""The metrics of all workers: writing this one's, reading all of them; and the switches of the cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any, Final
+from uuid import UUID
+
+import msgspec
+
+from queen.model.metrics import (
+    TALLIES,
+    WORK,
+    ParkedPoint,
+    Process,
+    ProcessState,
+    QueuePoint,
+    Samples,
+    Tally,
+    Window,
+    WorkerPoint,
+)
+from queen.storage.bridge import Bridge
+from queen.storage.connect import Connection
+
+SPANS: Final = (1, 15, 360)
+"""Minutes that rows of the series cover."""
+
+LIVE_SECONDS: Final = 35
+"""A worker that has said nothing for longer is taken for gone: it speaks every 10 s unless told otherwise."""
+
+FORGET_SECONDS: Final = 3600
+"""After which a process that is gone is forgotten."""
+
+MAX_SERIES_QUEUES: Final = 100
+"""Queues that a page of series shows when it is asked for none in particular: the busiest."""
+
+_RECORD_QUEUES: Final = "SELECT queen.record_queues(NULL, $1, $2)"
+_RECORD_WORKER: Final = (
+    "SELECT queen.record_worker(NULL, $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)"
+)
+_PROCESSES: Final = """
+    SELECT p.* FROM queen.processes p
+    WHERE p.bucket = 0 AND p.seen_at > clock_timestamp() - make_interval(secs => $1)
+    ORDER BY p.hostname, p.worker_id, p.pid
+"""
+_COLUMNS: Final = ", ".join(f"coalesce(sum(s.{name}), 0)::bigint AS {name}" for name in TALLIES)
+_BIN: Final = "date_bin(make_interval(mins => $4), s.at, '2000-01-01T00:00:00Z')"
+_SERIES_WHERE: Final = " WHERE s.bucket = 0 AND s.span = $1 AND s.at >= $2 AND s.at <= $3"
+_ALL_QUEUES: Final = (
+    f"SELECT {_BIN} AS bin, NULL::text AS queue, {_COLUMNS}, max(s.lag_max_ms) AS lag_max_ms FROM queen.queue_series s"
+    + _SERIES_WHERE
+    + " AND s.queue_id = '00000000-0000-0000-0000-000000000000' GROUP BY 1 ORDER BY 1 DESC"
+)
+_QUEUES: Final = (
+    f"SELECT {_BIN} AS bin, q.name AS queue, {_COLUMNS}, max(s.lag_max_ms) AS lag_max_ms"
+    " FROM queen.queue_series s JOIN queen.queues q ON q.queue_id = s.queue_id"
+    + _SERIES_WHERE
+    + " AND s.queue_id = ANY ($5) GROUP BY 1, 2 ORDER BY 1 DESC, 2"
+)
+_BUSIEST: Final = (
+    "SELECT s.queue_id FROM queen.queue_series s"
+    + _SERIES_WHERE
+    + " AND s.queue_id <> '00000000-0000-0000-0000-000000000000' GROUP BY s.queue_id"
+    " ORDER BY sum(s.push_messages + s.pop_messages + s.pop_empty) DESC LIMIT $4"
+)
+_WORKERS: Final = "SELECT s.* FROM queen.worker_series s" + _SERIES_WHERE + " ORDER BY s.at"
+_PARKED: Final = (
+    f"SELECT {_BIN} AS bin, q.name AS queue, s.hostname, s.worker_id, max(s.parked) AS parked"
+    " FROM queen.parked_series s JOIN queen.queues q ON q.queue_id = s.queue_id"
+    + _SERIES_WHERE
+    + " AND ($5::text IS NULL OR q.name = $5) GROUP BY 1, 2, 3, 4 ORDER BY 1 DESC, 2, 3, 4 LIMIT 20000"
+)
+_SWITCHES: Final = "SELECT s.name FROM queen.switches s WHERE s.enabled"
+_SWITCH: Final = """
+    INSERT INTO queen.switches AS s (name, enabled, changed_at) VALUES ($1, $2, clock_timestamp())
+    ON CONFLICT ON CONSTRAINT switches_pkey DO UPDATE SET enabled = excluded.enabled, changed_at = excluded.changed_at
+"""
+
+
+class Report(msgspec.Struct, kw_only=True):
+    """What a worker has to say since the last time."""
+
+    process_id: UUID
+    hostname: str
+    worker_id: str
+    pid: int
+    started_at: datetime
+    state: ProcessState
+    work: dict[str, int]
+    lag_max_ms: int
+    samples: Samples
+    everything: Tally
+    queues: dict[str, Tally]
+
+
+class Metrics:
+    """The metrics in PostgreSQL."""
+
+    def __init__(self, bridge: Bridge) -> None:
+        self._bridge = bridge
+
+    # -- writing --------------------------------------------------------------------------------------------------
+
+    async def record(self, report: Report) -> None:
+        """Write what a worker has to say, in one commit."""
+        rows: list[tuple[str | None, Tally]] = [(None, report.everything), *report.queues.items()]
+        parked: dict[str, int] = {}
+        for waiting in report.state.waiting:
+            parked[waiting.queue] = parked.get(waiting.queue, 0) + waiting.pops
+
+        async def write(connection: Connection) -> None:
+            async with connection.transaction():
+                await connection.execute(
+                    _RECORD_WORKER,
+                    report.process_id,
+                    report.hostname,
+                    report.worker_id,
+                    report.pid,
+                    report.started_at,
+                    msgspec.json.encode(report.state).decode(),
+                    report.samples.count,
+                    list(WORK),
+                    [report.work.get(name, 0) for name in WORK],
+                    report.lag_max_ms,
+                    report.samples.sums,
+                    report.samples.leasts,
+                    report.samples.greatests,
+                    report.samples.lasts,
+                    list(parked),
+                    list(parked.values()),
+                )
+                await connection.execute(
+                    _RECORD_QUEUES,
+                    [name for name, _ in rows],
+                    [number for _, tally in rows for number in msgspec.structs.astuple(tally)],
+                )
+
+        await self._bridge.run(write)
+
+    async def leave(self, process_id: UUID) -> None:
+        """A worker ends: it is not to be counted among the living any more."""
+
+        async def write(connection: Connection) -> None:
+            await connection.execute("DELETE FROM queen.processes WHERE bucket = 0 AND process_id = $1", process_id)
+
+        await self._bridge.run(write)
+
+    async def forget(self, retention_days: Mapping[int, int]) -> None:
+        """Remove what is older than its span is kept (span → days), and processes that are long gone."""
+
+        async def processes(connection: Connection) -> None:
+            await connection.execute(
+                "DELETE FROM queen.processes WHERE bucket = 0"
+                " AND seen_at < clock_timestamp() - make_interval(secs => $1)",
+                FORGET_SECONDS,
+            )
+
+        await self._bridge.run(processes)
+        for span, days in retention_days.items():
+
+            async def step(connection: Connection) -> bool:
+                return await connection.fetchval(  # type: ignore[no-any-return]
+                    "SELECT queen.forget_series($1, clock_timestamp() - make_interval(days => $2))",
+                    span,  # noqa: B023  awaited here
+                    days,  # noqa: B023
+                )
+
+            while await self._bridge.run(step):
+                pass
+
+    # -- reading --------------------------------------------------------------------------------------------------
+
+    async def processes(self, live_seconds: float = LIVE_SECONDS) -> list[Process]:
+        """The workers that live, of all servers on this database."""
+
+        async def read(connection: Connection) -> list[Process]:
+            return [_process(row) for row in await connection.fetch(_PROCESSES, float(live_seconds))]
+
+        return await self._bridge.run(read, writes=False)
+
+    async def cluster(self) -> dict[str, int]:
+        """What all workers together have done since the database was made."""
+
+        async def read(connection: Connection) -> dict[str, int]:
+            rows = await connection.fetch("SELECT name, value FROM queen.cluster_counters WHERE bucket = 0")
+            return {row["name"]: row["value"] for row in rows}
+
+        return await self._bridge.run(read, writes=False)
+
+    async def everything(self, window: Window) -> list[QueuePoint]:
+        """What was done on all queues together, newest first."""
+
+        async def read(connection: Connection) -> list[QueuePoint]:
+            rows = await connection.fetch(_ALL_QUEUES, *_reach(window), window.minutes)
+            return [_queue_point(row) for row in rows]
+
+        return await self._bridge.run(read, writes=False)
+
+    async def queues(self, window: Window, queue: str | None) -> list[QueuePoint]:
+        """What was done on a queue, or on each of the busiest, newest first."""
+
+        async def read(connection: Connection) -> list[QueuePoint]:
+            reach = _reach(window)
+            if queue is not None:
+                ids = await connection.fetch("SELECT queue_id FROM queen.queues WHERE name = $1", queue)
+            else:
+                ids = await connection.fetch(_BUSIEST, *reach, MAX_SERIES_QUEUES)
+            rows = await connection.fetch(_QUEUES, *reach, window.minutes, [row["queue_id"] for row in ids])
+            return [_queue_point(row) for row in rows]
+
+        return await self._bridge.run(read, writes=False)
+
+    async def workers(self, window: Window) -> list[WorkerPoint]:
+        """Each worker in each point of time, oldest first."""
+
+        async def read(connection: Connection) -> Sequence[Any]:
+            rows: Sequence[Any] = await connection.fetch(_WORKERS, *_reach(window))
+            return rows
+
+        points: dict[tuple[datetime, str, str], WorkerPoint] = {}
+        for row in await self._bridge.run(read, writes=False):
+            at = bin_of(row["at"], window)
+            key = (at, row["hostname"], row["worker_id"])
+            points[key] = _merge(points.get(key), at, row)
+        return list(points.values())
+
+    async def parked(self, window: Window, queue: str | None) -> list[ParkedPoint]:
+        """How many pops waited, by queue and worker, newest first."""
+
+        async def read(connection: Connection) -> list[ParkedPoint]:
+            rows = await connection.fetch(_PARKED, *_reach(window), window.minutes, queue)
+            return [
+                ParkedPoint(
+                    at=row["bin"],
+                    queue=row["queue"],
+                    hostname=row["hostname"],
+                    worker_id=row["worker_id"],
+                    parked=row["parked"],
+                )
+                for row in rows
+            ]
+
+        return await self._bridge.run(read, writes=False)
+
+    # -- switches -------------------------------------------------------------------------------------------------
+
+    async def switches(self) -> frozenset[str]:
+        """The switches that are on."""
+
+        async def read(connection: Connection) -> frozenset[str]:
+            return frozenset(row["name"] for row in await connection.fetch(_SWITCHES))
+
+        return await self._bridge.run(read, writes=False)
+
+    async def switch(self, name: str, *, enabled: bool) -> None:
+        """Turn a switch, for every server on this database and over restarts."""
+
+        async def write(connection: Connection) -> None:
+            await connection.execute(_SWITCH, name, enabled)
+
+        await self._bridge.run(write)
+
+
+def bin_of(at: datetime, window: Window) -> datetime:
+    """The beginning of the point that a moment belongs to; the same bins as in SQL."""
+    seconds = window.minutes * 60
+    return datetime.fromtimestamp(at.timestamp() // seconds * seconds, at.tzinfo)
+
+
+def _reach(window: Window) -> tuple[int, datetime, datetime]:
+    """Which rows serve a window: the widest span that divides its points."""
+    span = max(span for span in SPANS if window.minutes % span == 0)
+    return span, bin_of(window.start, window), window.end
+
+
+def _queue_point(row: Any) -> QueuePoint:
+    tally = Tally(lag_max_ms=row["lag_max_ms"], **{name: row[name] for name in TALLIES})
+    return QueuePoint(at=row["bin"], queue=row["queue"], tally=tally)
+
+
+def _process(row: Any) -> Process:
+    return Process(
+        process_id=row["process_id"],
+        hostname=row["hostname"],
+        worker_id=row["worker_id"],
+        pid=row["pid"],
+        started_at=row["started_at"],
+        seen_at=row["seen_at"],
+        state=msgspec.json.decode(row["state"], type=ProcessState),
+    )
+
+
+def _merge(point: WorkerPoint | None, at: datetime, row: Any) -> WorkerPoint:
+    work = dict(zip(WORK, row["counters"], strict=False))
+    samples = Samples(
+        count=row["samples"],
+        sums=row["sums"],
+        leasts=row["leasts"],
+        greatests=row["greatests"],
+        lasts=row["lasts"],
+    )
+    lag_max_ms = row["lag_max_ms"]
+    if point is not None:
+        merged = point.samples
+        merged.merge(samples)
+        samples = merged
+        work = {name: point.work.get(name, 0) + work.get(name, 0) for name in WORK}
+        lag_max_ms = max(lag_max_ms, point.lag_max_ms)
+    return WorkerPoint(
+        at=at,
+        hostname=row["hostname"],
+        worker_id=row["worker_id"],
+        pid=row["pid"],
+        work=work,
+        lag_max_ms=lag_max_ms,
+        samples=samples,
+    )
