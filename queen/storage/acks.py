@@ -7,10 +7,9 @@ the dead letter queue are copied there, payload and all, in the transaction that
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 from uuid import UUID, uuid4
 
-import msgspec
 
 from queen.model.message import Ack, AckResult, AckStatus, LeaseExtension, PushResult
 from queen.observability.activity import Activity
@@ -18,12 +17,13 @@ from queen.storage.bridge import Bridge
 from queen.storage.catalogue import Catalogue
 from queen.storage.connect import Connection
 from queen.storage.ids import (
-    CANONICAL_UUID7,
+    IdRange,
     bucket_of,
     id_prefix_text,
     id_tail,
     minted_index,
     ranges_of,
+    split_by_form,
     transaction_key,
 )
 from queen.storage.pushes import Flush, Pushes, Woken
@@ -68,12 +68,13 @@ class _Partition:
 
     def __init__(self, partition_id: UUID) -> None:
         self.partition_id = partition_id
-        self.ids: set[str] = set()
+        self.ids: dict[str, None] = {}  # in the order of the acks: mostly that of the messages
         self.exists = False
         self.queue = ""
         self.name = ""
         self.first_offset = 0
         self.keyed: tuple[UUID, UUID] | None = None
+        self.wanted: dict[str, bytes] = {}  # the UUIDv7 texts among the ids, with their 16 bytes
         self.offsets: dict[str, int] = {}
 
 
@@ -92,6 +93,20 @@ class _Run:
         self.retry_count = 0
 
 
+class _Entry(NamedTuple):
+    """A run and the cursor and request it belongs to."""
+
+    partition: _Partition
+    group: str
+    request: int
+    lease_id: UUID | None
+    run: _Run
+
+
+_PENDING: Final = AckResult(transaction_id="", success=False)
+"""Stands for the result of an ack until its run is answered; none is left when a flush is done."""
+
+
 class AckFlush:
     """The acks of many requests, applied as one."""
 
@@ -101,18 +116,17 @@ class AckFlush:
         self._straight = straight
         self.partitions: dict[str, _Partition | None] = {}  # by the text the client sent
         for request in requests:
+            last: str | None = None
+            partition: _Partition | None = None
             for ack in request:
-                partition = self.partitions.get(ack.partition_id)
-                if partition is None:
-                    if ack.partition_id in self.partitions:
-                        continue
-                    try:
-                        partition = _Partition(UUID(ack.partition_id))
-                    except ValueError:
-                        self.partitions[ack.partition_id] = None
-                        continue
-                    self.partitions[ack.partition_id] = partition
-                partition.ids.add(ack.transaction_id)
+                if ack.partition_id != last:
+                    last = ack.partition_id
+                    if last not in self.partitions:
+                        partition_id = _uuid(last)
+                        self.partitions[last] = None if partition_id is None else _Partition(partition_id)
+                    partition = self.partitions[last]
+                if partition is not None:
+                    partition.ids[ack.transaction_id] = None
         self.results: list[list[AckResult]] = []
         self.released: list[Released] = []
         self._tallies: dict[str, list[int]] = {}  # by queue: succeeded, dead-lettered
@@ -164,19 +178,18 @@ class AckFlush:
     async def _locate(
         self, connection: Connection, bucket: int, partitions: list[_Partition], *, by_key: bool = False
     ) -> None:
-        probes: list[tuple[int, Any]] = []
-        keys: list[tuple[int, str]] = []
+        probes: list[tuple[int, IdRange]] = []
+        keys: list[tuple[int, str, bytes]] = []
         for number, partition in enumerate(partitions, start=1):
-            uuid7s = []
-            for text in partition.ids:
-                if text in partition.offsets:
-                    continue
-                if not by_key and len(text) == 36 and CANONICAL_UUID7.fullmatch(text):
-                    uuid7s.append(text)
-                else:
-                    keys.append((number, text))
+            missing = [text for text in partition.ids if text not in partition.offsets]
+            if by_key:
+                keys += [(number, text, transaction_key(text)) for text in missing]
+                continue
+            uuid7s, keyed = split_by_form(missing)
+            keys += [(number, text, key) for text, key in keyed]
             if uuid7s:
-                probes += [(number, found) for found in ranges_of(uuid7s)]
+                partition.wanted = uuid7s
+                probes += [(number, found) for found in ranges_of(list(uuid7s))]
         rows = await connection.fetch(
             _LOCATE,
             bucket,
@@ -185,8 +198,8 @@ class AckFlush:
             [found.least for _, found in probes],
             [found.greatest for _, found in probes],
             [found.bound for _, found in probes],
-            [number for number, _ in keys],
-            [transaction_key(text) for _, text in keys],
+            [number for number, *_ in keys],
+            [key for *_, key in keys],
         )
         for row in rows:
             partition = partitions[row["part"] - 1]
@@ -196,7 +209,7 @@ class AckFlush:
                 partition.first_offset = row["first_offset"]
                 partition.keyed = (row["low_id"], row["high_id"]) if row["low_id"] else None
             elif row["kind"] == "key":
-                _, text = keys[row["key_number"] - 1]
+                _, text, _ = keys[row["key_number"] - 1]
                 if row["message_offset"] >= partition.first_offset:
                     partition.offsets[text] = row["message_offset"]
             else:
@@ -204,66 +217,78 @@ class AckFlush:
 
     @staticmethod
     def _search(partition: _Partition, row: Any) -> None:
-        base, count, packed = row["message_offset"], row["message_count"], row["transaction_ids"]
+        """Find the ids asked for in one segment."""
+        base, count, packed, wanted = (
+            row["message_offset"],
+            row["message_count"],
+            row["transaction_ids"],
+            partition.wanted,
+        )
         if row["minted"]:
             prefix, tail = id_prefix_text(row["id_prefix"]), id_tail(partition.partition_id)
-            head = prefix + tail
-            for text in partition.ids:
-                if text.startswith(head) and (index := minted_index(text, prefix, tail, count)) >= 0:
-                    if index in (row["erased"] or ()):
-                        continue
+            erased = row["erased"] or ()
+            for text in wanted:
+                index = minted_index(text, prefix, tail, count)
+                if index >= 0 and index not in erased:
                     partition.offsets[text] = base + index
         elif packed:
+            run = b"".join(wanted.values())
+            at = packed.find(run)
+            if at >= 0 and at % 16 == 0:  # the common case: what was delivered together is acked together, in order
+                partition.offsets.update(zip(wanted, range(base + at // 16, base + count), strict=False))
+                return
             held = {packed[at : at + 16]: at // 16 for at in range(0, len(packed), 16)}
-            for text in partition.ids:
-                if len(text) == 36 and CANONICAL_UUID7.fullmatch(text):
-                    index = held.get(bytes.fromhex(text.replace("-", "")), -1)
-                    if index >= 0:
-                        partition.offsets[text] = base + index
+            for text, key in wanted.items():
+                index = held.get(key, -1)
+                if index >= 0:
+                    partition.offsets[text] = base + index
 
-    def _runs(self) -> dict[int, list[tuple[_Partition, str, int, UUID | None, _Run]]]:
+    def _runs(self) -> dict[int, list[_Entry]]:
         """By bucket, ordered by (partition, group, request, place): the runs that queen.ack gets."""
-        cursors: dict[tuple[int, str], list[tuple[_Partition, str, int, UUID | None, _Run]]] = {}
+        cursors: dict[tuple[int, str], list[_Entry]] = {}
         for number, request in enumerate(self.requests):
-            results: list[AckResult] = []
+            results: list[AckResult] = [_PENDING] * len(request)
             self.results.append(results)
+            open_run: _Run | None = None  # a completed run that the next ack may prolong
+            of: Ack | None = None  # the ack that began it
+            offsets: dict[str, int] = {}
             for place, ack in enumerate(request):
+                if (
+                    open_run is not None
+                    and of is not None
+                    and ack.status is AckStatus.COMPLETED
+                    and offsets.get(ack.transaction_id) == open_run.end
+                    and ack.partition_id == of.partition_id
+                    and ack.lease_id == of.lease_id
+                    and ack.group == of.group
+                ):
+                    open_run.end += 1
+                    open_run.places.append(place)
+                    continue
+                open_run = None
                 partition = self.partitions[ack.partition_id]
-                names: dict[str, Any] = {}
-                if partition is not None and partition.exists:
-                    names = {"queue": partition.queue, "partition": partition.name}
-                refused = AckResult(transaction_id=ack.transaction_id, success=False, error=NOT_FOUND, **names)
-                results.append(refused)
-                if partition is None or not partition.exists or ack.transaction_id not in partition.offsets:
+                if partition is None or not partition.exists:
+                    results[place] = AckResult(transaction_id=ack.transaction_id, success=False, error=NOT_FOUND)
                     continue
-                if ack.status is None:
-                    results[place] = msgspec.structs.replace(refused, error=None)
-                    continue
-                lease_id: UUID | None = None
-                if ack.lease_id:
-                    try:
-                        lease_id = UUID(ack.lease_id)
-                    except ValueError:
-                        results[place] = msgspec.structs.replace(refused, error=LEASE_LOST)
-                        continue
-                offset = partition.offsets[ack.transaction_id]
-                runs = cursors.setdefault((partition.partition_id.int, ack.group), [])
-                if runs and ack.status is AckStatus.COMPLETED:
-                    _, _, last_request, last_lease, run = runs[-1]
-                    if (
-                        last_request == number
-                        and last_lease == lease_id
-                        and run.status is AckStatus.COMPLETED
-                        and run.end == offset
-                    ):
-                        run.end = offset + 1
-                        run.places.append(place)
-                        continue
-                runs.append((partition, ack.group, number, lease_id, _Run(offset, ack.status, place, ack.error)))
-        by_bucket: dict[int, list[tuple[_Partition, str, int, UUID | None, _Run]]] = {}
+                offset = partition.offsets.get(ack.transaction_id)
+                lease_id = _uuid(ack.lease_id) if ack.lease_id else None
+                if offset is None:
+                    results[place] = _refusal(ack, partition, NOT_FOUND)
+                elif ack.status is None:
+                    results[place] = _refusal(ack, partition, None)
+                elif ack.lease_id and lease_id is None:
+                    results[place] = _refusal(ack, partition, LEASE_LOST)
+                else:
+                    run = _Run(offset, ack.status, place, ack.error)
+                    cursors.setdefault((partition.partition_id.int, ack.group), []).append(
+                        _Entry(partition, ack.group, number, lease_id, run)
+                    )
+                    if ack.status is AckStatus.COMPLETED:
+                        open_run, of, offsets = run, ack, partition.offsets
+        by_bucket: dict[int, list[_Entry]] = {}
         for key in sorted(cursors):
-            runs = cursors[key]
-            by_bucket.setdefault(bucket_of(runs[0][0].partition_id, self._buckets), []).extend(runs)
+            entries = cursors[key]
+            by_bucket.setdefault(bucket_of(entries[0].partition.partition_id, self._buckets), []).extend(entries)
         return by_bucket
 
     async def apply(self, connection: Connection, keyring: Keyring) -> None:
@@ -279,13 +304,13 @@ class AckFlush:
                 bucket,
                 connection.epoch,
                 self._straight,
-                [partition.partition_id for partition, *_ in runs],
-                [group for _, group, *_ in runs],
-                [request for _, _, request, *_ in runs],
-                [lease_id for *_, lease_id, _ in runs],
-                [_STATUS_CODES[run.status] for *_, run in runs],
-                [run.first for *_, run in runs],
-                [run.end for *_, run in runs],
+                [entry.partition.partition_id for entry in runs],
+                [entry.group for entry in runs],
+                [entry.request for entry in runs],
+                [entry.lease_id for entry in runs],
+                [_STATUS_CODES[entry.run.status] for entry in runs],
+                [entry.run.first for entry in runs],
+                [entry.run.end for entry in runs],
             )
             for row, (partition, group, request, _, run) in zip(rows, runs, strict=True):
                 run.lost, run.released, run.dead = row["lost"], row["released"], row["dead"]
@@ -309,19 +334,35 @@ class AckFlush:
                         error,
                         keyring,
                     )
-                self._answer(self.results[request], run)
+                self._answer(self.requests[request], self.results[request], partition, run)
 
     @staticmethod
-    def _answer(results: list[AckResult], run: _Run) -> None:
-        last = run.places[-1]
+    def _answer(request: Sequence[Ack], results: list[AckResult], partition: _Partition, run: _Run) -> None:
+        success, error, dead = not run.lost, LEASE_LOST if run.lost else None, run.dead
+        queue, name, last = partition.queue, partition.name, run.places[-1]
         for place in run.places:
-            results[place] = msgspec.structs.replace(
-                results[place],
-                success=not run.lost,
-                error=LEASE_LOST if run.lost else None,
+            results[place] = AckResult(
+                transaction_id=request[place].transaction_id,
+                success=success,
+                error=error,
+                queue=queue,
+                partition=name,
                 lease_released=run.released and place == last,
-                dead_lettered=run.dead,
+                dead_lettered=dead,
             )
+
+
+def _refusal(ack: Ack, partition: _Partition, error: str | None) -> AckResult:
+    return AckResult(
+        transaction_id=ack.transaction_id, success=False, error=error, queue=partition.queue, partition=partition.name
+    )
+
+
+def _uuid(text: str) -> UUID | None:
+    try:
+        return UUID(text)
+    except ValueError:
+        return None
 
 
 async def bury(

@@ -183,6 +183,26 @@ def split_ids(ids: Sequence[str], now_ms: int) -> SplitIds:
     return SplitIds(b"".join(parts) if near else None, near, far, keyed)
 
 
+def split_by_form(ids: Sequence[str]) -> tuple[dict[str, bytes], list[tuple[str, bytes]]]:
+    """Ids to look for: the canonical UUIDv7 texts with their 16 bytes, in order, and all others with their key."""
+    found = packed_uuids(ids)
+    if found is not None:
+        packed, versions = found
+        pieces = [packed[at : at + 16] for at in range(0, len(packed), 16)]
+        if versions == "7" * len(ids):
+            return dict(zip(ids, pieces, strict=True)), []
+        if "7" not in versions:
+            return {}, [(text, b"u" + piece) for text, piece in zip(ids, pieces, strict=True)]
+    uuid7s: dict[str, bytes] = {}
+    keyed: list[tuple[str, bytes]] = []
+    for text in ids:
+        if len(text) == 36 and CANONICAL_UUID7.fullmatch(text):
+            uuid7s[text] = bytes.fromhex(text.replace("-", ""))
+        else:
+            keyed.append((text, transaction_key(text)))
+    return uuid7s, keyed
+
+
 def minted_index(uuid_text: str, prefix: str, tail: str, count: int) -> int:
     """Place of an id among the minted ids of a segment, or -1."""
     if not uuid_text.startswith(prefix + tail):
