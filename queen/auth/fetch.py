@@ -20,12 +20,13 @@ async def fetch_key_set(url: str, timeout_seconds: float) -> bytes:
             async with httpx.AsyncClient(timeout=timeout_seconds) as client, client.stream("GET", url) as answer:
                 if answer.status_code != httpx.codes.OK:
                     raise FetchFailed(f"the endpoint answered {answer.status_code}")
-                async for piece in answer.aiter_bytes():
-                    body += piece
-                    if len(body) > MAX_SET_BYTES:
-                        raise FetchFailed(f"the answer is larger than {MAX_SET_BYTES} bytes")
+                async for piece in answer.aiter_bytes():  # to its end: leaving it early leaves httpx's generators open
+                    if len(body) <= MAX_SET_BYTES:
+                        body += piece
     except trio.TooSlowError:
         raise FetchFailed(f"the endpoint did not answer within {timeout_seconds:g} s") from None
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise FetchFailed(type(error).__name__) from None  # its text may repeat the URL
+    if len(body) > MAX_SET_BYTES:
+        raise FetchFailed(f"the answer is larger than {MAX_SET_BYTES} bytes")
     return bytes(body)
