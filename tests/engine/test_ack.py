@@ -124,7 +124,9 @@ async def test_an_ack_counts_for_its_group_alone(broker: Broker) -> None:
     popped = await five(broker)
     billing = await broker.pop("q", group="billing")
 
-    assert [got.success for got in await broker.ack(popped.messages, lease=popped.lease, group="billing")] == [False] * 5
+    assert [got.success for got in await broker.ack(popped.messages, lease=popped.lease, group="billing")] == [
+        False
+    ] * 5
     assert all(got.success for got in await broker.ack(billing.messages, lease=billing.lease, group="billing"))
     assert not await broker.pop("q", group="billing")
     assert not await broker.pop("q")
@@ -341,9 +343,7 @@ async def test_b1_one_request_may_span_partitions_and_leases(broker: Broker, dat
     order = ["c", "a", "b", "a", "b", "c"]
     at = {name: iter(popped) for name, popped in taken.items()}
 
-    verdicts = await broker.engine.ack(
-        [broker.acks_of([next(at[name])], lease=taken[name].lease)[0] for name in order]
-    )
+    verdicts = await broker.engine.ack([broker.acks_of([next(at[name])], lease=taken[name].lease)[0] for name in order])
 
     assert [verdict.partition for verdict in verdicts] == order
     assert [verdict.success for verdict in verdicts] == [name == "b" for name in order]

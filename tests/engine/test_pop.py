@@ -401,7 +401,9 @@ async def test_batches_that_cut_segments_anywhere_lose_and_repeat_nothing(broker
 
 async def test_many_partitions_with_bodies_large_and_small_come_whole(broker: Broker) -> None:
     for partition in range(20):
-        await broker.push("q", *["x" * (40_000 * (partition % 3)) + str(at) for at in range(4)], partition=str(partition))
+        await broker.push(
+            "q", *["x" * (40_000 * (partition % 3)) + str(at) for at in range(4)], partition=str(partition)
+        )
 
     popped = await broker.pop("q", batch=1000, partitions=50)
 

@@ -18,6 +18,9 @@ $$;
 --   stored   segment number `part` was stored
 --   woken    partition number `part` made an idle cursor of group `group_name` ready, at `created_at`
 -- With p_checked the caller has checked every id under the locks this transaction holds.
+-- A plan may have been made when the tables were empty, and a connection keeps it while they grow. So no statement leaves
+-- open where a join begins: what is given leads, by LATERAL with a LIMIT or OFFSET that the planner cannot pull up, and
+-- rows that are known to exist are changed by ON CONFLICT, which finds each by its key.
 -- Lock order: queue_buckets (only to create partitions), partitions by id, cursors by (id, group).
 CREATE OR REPLACE FUNCTION queen.push(
     p_bucket integer,
@@ -125,16 +128,22 @@ BEGIN
                 SELECT 'known', k.number::integer, s.base_offset, s.id_prefix, s.created_at,
                     (t.message_offset - s.base_offset)::integer, s.minted, NULL::bytea, NULL::text
                 FROM unnest(p_key_parts, p_keys) WITH ORDINALITY AS k (part, transaction_key, number)
-                JOIN queen.transaction_ids t ON t.bucket = p_bucket
-                    AND t.partition_id = p_partition_ids[k.part] AND t.transaction_key = k.transaction_key
-                JOIN queen.partitions p ON p.bucket = p_bucket AND p.partition_id = t.partition_id
-                    AND p.first_offset <= t.message_offset
+                CROSS JOIN LATERAL (
+                    SELECT t.message_offset FROM queen.transaction_ids t
+                    WHERE t.bucket = p_bucket AND t.partition_id = p_partition_ids[k.part]
+                        AND t.transaction_key = k.transaction_key LIMIT 1
+                ) t
+                CROSS JOIN LATERAL (
+                    SELECT p.first_offset FROM queen.partitions p
+                    WHERE p.bucket = p_bucket AND p.partition_id = p_partition_ids[k.part] LIMIT 1
+                ) p
                 CROSS JOIN LATERAL (
                     SELECT * FROM queen.segments s
-                    WHERE s.bucket = p_bucket AND s.partition_id = t.partition_id
+                    WHERE s.bucket = p_bucket AND s.partition_id = p_partition_ids[k.part]
                         AND s.base_offset <= t.message_offset
                     ORDER BY s.base_offset DESC LIMIT 1
-                ) s;
+                ) s
+                WHERE p.first_offset <= t.message_offset;
             v_trouble := v_trouble OR FOUND;
         END IF;
         IF cardinality(p_probe_parts) > 0 THEN
@@ -143,14 +152,21 @@ BEGIN
                     s.transaction_ids, NULL::text
                 FROM unnest(p_probe_parts, p_probe_min, p_probe_max, p_probe_bound)
                     AS probe (part, least_id, greatest_id, bound)
-                JOIN queen.segments s ON s.bucket = p_bucket AND s.partition_id = p_partition_ids[probe.part]
-                    AND s.max_id >= probe.least_id AND s.max_id <= probe.bound AND s.min_id <= probe.greatest_id;
+                CROSS JOIN LATERAL (
+                    SELECT * FROM queen.segments s
+                    WHERE s.bucket = p_bucket AND s.partition_id = p_partition_ids[probe.part]
+                        AND s.max_id >= probe.least_id AND s.max_id <= probe.bound AND s.min_id <= probe.greatest_id
+                    ORDER BY s.max_id OFFSET 0
+                ) s;
             v_trouble := v_trouble OR FOUND;
             RETURN QUERY
                 SELECT DISTINCT 'keyed', probe.part, NULL::bigint, NULL::bigint, NULL::timestamptz, NULL::integer,
                     NULL::boolean, NULL::bytea, NULL::text
                 FROM unnest(p_probe_parts, p_probe_min, p_probe_max) AS probe (part, least_id, greatest_id)
-                JOIN queen.partitions p ON p.bucket = p_bucket AND p.partition_id = p_partition_ids[probe.part]
+                CROSS JOIN LATERAL (
+                    SELECT p.keyed_min, p.keyed_max FROM queen.partitions p
+                    WHERE p.bucket = p_bucket AND p.partition_id = p_partition_ids[probe.part] LIMIT 1
+                ) p
                 WHERE p.keyed_max >= probe.least_id AND p.keyed_min <= probe.greatest_id;
             v_trouble := v_trouble OR FOUND;
         END IF;
@@ -169,7 +185,10 @@ BEGIN
                 p_transaction_ids, p_bodies) WITH ORDINALITY
                 AS s (part, message_count, minted, codec, raw_bytes, min_id, max_id, key_id, transaction_ids, body,
                     number)
-            JOIN queen.partitions p ON p.bucket = p_bucket AND p.partition_id = p_partition_ids[s.part]
+            CROSS JOIN LATERAL (
+                SELECT * FROM queen.partitions p
+                WHERE p.bucket = p_bucket AND p.partition_id = p_partition_ids[s.part] LIMIT 1
+            ) p
             WINDOW run AS (PARTITION BY s.part ORDER BY s.number)
         ), kept AS (
             INSERT INTO queen.segments (bucket, partition_id, base_offset, message_count, created_at, id_prefix, minted,
@@ -183,26 +202,26 @@ BEGIN
             FROM given g
         ), keys AS (
             INSERT INTO queen.transaction_ids (bucket, partition_id, transaction_key, message_offset)
-            SELECT p_bucket, g.partition_id, k.transaction_key, g.base_offset + k.place
-            FROM unnest(p_keys, p_key_segments, p_key_index) AS k (transaction_key, segment, place)
-            JOIN given g ON g.number = k.segment
+            SELECT p_bucket, p_partition_ids[k.part], k.transaction_key, bases.of_segment[k.segment] + k.place
+            FROM (SELECT array_agg(g.base_offset ORDER BY g.number) AS of_segment FROM given g) bases
+            CROSS JOIN unnest(p_key_parts, p_keys, p_key_segments, p_key_index)
+                AS k (part, transaction_key, segment, place)
             WHERE k.place IS NOT NULL
             -- a key whose message retention has removed is free again
             ON CONFLICT ON CONSTRAINT transaction_ids_pkey DO UPDATE SET message_offset = excluded.message_offset
         ), grown AS (
-            UPDATE queen.partitions p
-            SET next_offset = p.next_offset + run.total,
-                last_id_prefix = run.last_prefix,
-                last_created_at = run.created_at,
-                oldest_at = coalesce(p.oldest_at, run.created_at),
-                keyed_min = least(p.keyed_min, p_keyed_min[run.part]),
-                keyed_max = greatest(p.keyed_max, p_keyed_max[run.part])
-            FROM (
-                SELECT g.part, g.partition_id, sum(g.message_count) AS total, max(g.id_prefix) AS last_prefix,
-                    max(g.created_at) AS created_at
-                FROM given g GROUP BY g.part, g.partition_id
-            ) run
-            WHERE p.bucket = p_bucket AND p.partition_id = run.partition_id
+            INSERT INTO queen.partitions AS p (bucket, partition_id, queue_id, name, created_at, next_offset,
+                last_id_prefix, last_created_at, keyed_min, keyed_max)
+            SELECT p_bucket, g.partition_id, p_partition_queues[g.part], '', max(g.created_at), sum(g.message_count),
+                max(g.id_prefix), max(g.created_at), p_keyed_min[g.part], p_keyed_max[g.part]
+            FROM given g GROUP BY g.part, g.partition_id
+            ON CONFLICT ON CONSTRAINT partitions_pkey DO UPDATE
+            SET next_offset = p.next_offset + excluded.next_offset,
+                last_id_prefix = excluded.last_id_prefix,
+                last_created_at = excluded.last_created_at,
+                oldest_at = coalesce(p.oldest_at, excluded.last_created_at),
+                keyed_min = least(p.keyed_min, excluded.keyed_min),
+                keyed_max = greatest(p.keyed_max, excluded.keyed_max)
         ), counted AS (
             INSERT INTO queen.count_changes (bucket, kind, queue_id, amount, group_name)
             SELECT p_bucket, 1, p_partition_queues[g.part], sum(g.message_count), ''
@@ -214,16 +233,17 @@ BEGIN
 
     RETURN QUERY
         WITH idle AS (
-            SELECT c.partition_id, c.group_name,
-                v_now + make_interval(secs => greatest(q.delayed_processing_seconds, q.window_buffer_seconds)) AS due
+            SELECT c.partition_id, c.group_name, c.queue_id, v_now + make_interval(secs => (
+                SELECT greatest(q.delayed_processing_seconds, q.window_buffer_seconds)
+                FROM queen.queues q WHERE q.queue_id = c.queue_id)) AS due
             FROM queen.cursors c
-            JOIN queen.queues q ON q.queue_id = c.queue_id
             WHERE c.bucket = p_bucket AND c.partition_id = ANY (p_partition_ids) AND c.ready_at IS NULL
             ORDER BY c.partition_id, c.group_name FOR NO KEY UPDATE OF c
         )
-        UPDATE queen.cursors c SET ready_at = idle.due
-        FROM idle
-        WHERE c.bucket = p_bucket AND c.partition_id = idle.partition_id AND c.group_name = idle.group_name
+        INSERT INTO queen.cursors AS c (bucket, partition_id, group_name, queue_id, committed, ready_at)
+        SELECT p_bucket, idle.partition_id, idle.group_name, idle.queue_id, 0, idle.due FROM idle
+        WHERE idle.due IS NOT NULL  -- NULL: the queue went away meanwhile
+        ON CONFLICT ON CONSTRAINT cursors_pkey DO UPDATE SET ready_at = excluded.ready_at
         RETURNING 'woken', array_position(p_partition_ids, c.partition_id), NULL::bigint, NULL::bigint, c.ready_at,
             NULL::integer, NULL::boolean, NULL::bytea, c.group_name;
 END

@@ -23,6 +23,9 @@ $$;
 --                 no second call, and a large segment that the worker may hold in its cache is not sent again
 -- Consecutive rows of the same queue and group that name no partition stop at the first that found nothing.
 -- Waits for no lock: cursors are taken with SKIP LOCKED, and so is the partition row that idling needs.
+-- What is ready is fetched row by row from one scan: every claim moves its entry in the index that is scanned, and a scan
+-- begun anew for each would pass all entries left behind, so that a pop of n partitions read n² of them. Scans are
+-- bounded all the same, for a server that fetches (and locks) a whole result at once.
 CREATE OR REPLACE FUNCTION queen.claim(
     p_bucket integer,
     p_now timestamptz,
@@ -41,7 +44,7 @@ CREATE OR REPLACE FUNCTION queen.claim(
     codec smallint, raw_bytes integer, key_id text, body bytea, erased integer[], skipped bigint[]
 ) LANGUAGE plpgsql
 SET enable_seqscan = off SET enable_bitmapscan = off SET enable_material = off
-SET enable_hashjoin = off SET enable_mergejoin = off
+SET enable_hashjoin = off SET enable_mergejoin = off SET enable_sort = off
 SET plan_cache_mode = force_generic_plan SET jit = off
 AS $$
 #variable_conflict use_column
@@ -54,6 +57,11 @@ DECLARE
     v_left integer;
     v_partitions_left integer;
     v_queue record;
+    v_scan refcursor;               -- what is ready, from v_from on
+    v_from timestamptz;
+    v_limit integer;
+    v_fetched integer;
+    v_again boolean;                -- a push came between a scan and the look at its partition
     v_cursor record;
     v_first bigint;
     v_end bigint;
@@ -117,29 +125,51 @@ BEGIN
         END IF;
         v_lease_end := v_now + make_interval(secs => v_queue.lease_seconds);
 
+        v_scan := NULL; v_from := '-infinity'; v_limit := v_partitions_left; v_again := false;
         WHILE v_left > 0 AND v_partitions_left > 0 LOOP
-            IF p_partition_ids[i] IS NULL THEN
-                SELECT c.partition_id, c.committed, c.retry_count, c.attempt, c.skips, p.name, p.next_offset, p.first_offset,
-                    p.last_created_at
-                INTO v_cursor
-                FROM queen.cursors c
-                JOIN queen.partitions p ON p.bucket = p_bucket AND p.partition_id = c.partition_id
-                WHERE c.bucket = p_bucket AND c.queue_id = p_queue_ids[i] AND c.group_name = p_groups[i]
-                    AND c.ready_at <= v_now
-                ORDER BY c.ready_at LIMIT 1
-                FOR NO KEY UPDATE OF c SKIP LOCKED;
-            ELSE
-                SELECT c.partition_id, c.committed, c.retry_count, c.attempt, c.skips, p.name, p.next_offset, p.first_offset,
-                    p.last_created_at
-                INTO v_cursor
-                FROM queen.cursors c
-                JOIN queen.partitions p ON p.bucket = p_bucket AND p.partition_id = c.partition_id
-                WHERE c.bucket = p_bucket AND c.partition_id = p_partition_ids[i] AND c.group_name = p_groups[i]
-                    AND c.ready_at <= v_now
-                ORDER BY c.partition_id
-                FOR NO KEY UPDATE OF c SKIP LOCKED;
+            IF v_scan IS NULL THEN
+                v_fetched := 0;
+                IF p_partition_ids[i] IS NULL THEN
+                    OPEN v_scan FOR
+                        SELECT c.partition_id, c.ready_at, c.committed, c.retry_count, c.attempt, c.skips,
+                            p.name, p.next_offset, p.first_offset, p.last_created_at
+                        FROM queen.cursors c
+                        CROSS JOIN LATERAL (
+                            SELECT * FROM queen.partitions p
+                            WHERE p.bucket = p_bucket AND p.partition_id = c.partition_id LIMIT 1
+                        ) p
+                        WHERE c.bucket = p_bucket AND c.queue_id = p_queue_ids[i] AND c.group_name = p_groups[i]
+                            AND c.ready_at >= v_from AND c.ready_at <= v_now
+                        ORDER BY c.ready_at LIMIT v_limit
+                        FOR NO KEY UPDATE OF c SKIP LOCKED;
+                ELSE
+                    OPEN v_scan FOR
+                        SELECT c.partition_id, c.ready_at, c.committed, c.retry_count, c.attempt, c.skips,
+                            p.name, p.next_offset, p.first_offset, p.last_created_at
+                        FROM queen.cursors c
+                        CROSS JOIN LATERAL (
+                            SELECT * FROM queen.partitions p
+                            WHERE p.bucket = p_bucket AND p.partition_id = p_partition_ids[i] LIMIT 1
+                        ) p
+                        WHERE c.bucket = p_bucket AND c.partition_id = p_partition_ids[i] AND c.group_name = p_groups[i]
+                            AND coalesce(c.ready_at, 'infinity') <= v_now  -- not to be found by the index of the ready
+                        ORDER BY c.partition_id
+                        FOR NO KEY UPDATE OF c SKIP LOCKED;
+                END IF;
             END IF;
-            EXIT WHEN NOT FOUND;
+            FETCH v_scan INTO v_cursor;
+            IF NOT FOUND THEN
+                CLOSE v_scan;
+                v_scan := NULL;
+                EXIT WHEN v_fetched = 0 AND NOT v_again;
+                IF v_again THEN
+                    v_from := '-infinity'; v_again := false;
+                END IF;
+                v_limit := least(2 * v_limit, 1000);
+                CONTINUE;
+            END IF;
+            v_fetched := v_fetched + 1;
+            v_from := v_cursor.ready_at;
 
             v_first := greatest(v_cursor.committed, v_cursor.first_offset);
             v_end := v_cursor.next_offset;
@@ -165,7 +195,10 @@ BEGIN
                 SELECT p.next_offset INTO v_next FROM queen.partitions p
                 WHERE p.bucket = p_bucket AND p.partition_id = v_cursor.partition_id
                 ORDER BY p.partition_id FOR NO KEY UPDATE SKIP LOCKED;
-                CONTINUE WHEN FOUND AND v_next > v_end;  -- a push came between: look again
+                IF FOUND AND v_next > v_end THEN
+                    v_again := true;
+                    CONTINUE;
+                END IF;
                 v_moved := v_moved + greatest(v_first - v_cursor.committed, 0);
                 v_postponed := CASE WHEN FOUND THEN NULL ELSE v_now + c_look_again END;
                 UPDATE queen.cursors c SET committed = greatest(c.committed, v_first), ready_at = v_postponed,
@@ -249,6 +282,9 @@ BEGIN
             END LOOP;
             body := NULL; erased := NULL;
         END LOOP;
+        IF v_scan IS NOT NULL THEN
+            CLOSE v_scan;
+        END IF;
         CONTINUE WHEN v_left <= 0 OR v_partitions_left <= 0;
 
         -- not filled: say when it is worth to look again. A cursor that is ready but locked by another call counts
@@ -264,7 +300,9 @@ BEGIN
         END IF;
         verdict := 'nothing'; partition_id := NULL; partition_name := NULL; first_offset := NULL; end_offset := NULL;
         retry_count := NULL; attempt := NULL;
-        due_seconds := greatest(extract(epoch FROM v_due - v_now)::double precision, 0);
+        -- (greatest alone would make 0 of NULL)
+        due_seconds := CASE WHEN v_due IS NOT NULL
+            THEN greatest(extract(epoch FROM v_due - v_now)::double precision, 0) END;
         RETURN NEXT;
         IF p_partition_ids[i] IS NULL THEN
             v_empty_queue := p_queue_ids[i]; v_empty_group := p_groups[i]; v_empty_due := due_seconds;

@@ -64,9 +64,7 @@ BEGIN
                 WHERE cu.bucket = p_bucket AND cu.partition_id = p_partition_ids[i] AND cu.group_name = p_groups[i]
                 FOR NO KEY UPDATE;
             END IF;
-            SELECT q.retry_limit INTO v_retry_limit
-            FROM queen.partitions p JOIN queen.queues q ON q.queue_id = p.queue_id
-            WHERE p.bucket = p_bucket AND p.partition_id = p_partition_ids[i];
+            SELECT q.retry_limit INTO v_retry_limit FROM queen.queues q WHERE q.queue_id = c.queue_id;
             v_committed := c.committed;
             v_request := NULL;
         END IF;

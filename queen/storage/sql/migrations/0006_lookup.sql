@@ -1,5 +1,7 @@
 -- Reads of the hot paths: where an acked message lies, the segments of a batch, what has become ready.
 
+-- Whatever a plan was made for, what is given leads (see queen.push).
+
 -- Where messages lie. One row per partition that exists in a living queue (`kind` partition: names and the range of
 -- keyed UUIDv7 ids), per key found (`kind` key), and per segment whose id range meets a probe (`kind` segment).
 CREATE OR REPLACE FUNCTION queen.locate(
@@ -22,15 +24,21 @@ BEGIN
         SELECT 'partition', given.part::integer, q.name, p.name, p.first_offset, p.keyed_min, p.keyed_max,
             NULL::integer, NULL::bigint, NULL::integer, NULL::bigint, NULL::boolean, NULL::bytea, NULL::integer[]
         FROM unnest(p_partition_ids) WITH ORDINALITY AS given (partition_id, part)
-        JOIN queen.partitions p ON p.bucket = p_bucket AND p.partition_id = given.partition_id
-        JOIN queen.queues q ON q.queue_id = p.queue_id;
+        CROSS JOIN LATERAL (
+            SELECT * FROM queen.partitions p
+            WHERE p.bucket = p_bucket AND p.partition_id = given.partition_id LIMIT 1
+        ) p
+        CROSS JOIN LATERAL (SELECT q.name FROM queen.queues q WHERE q.queue_id = p.queue_id LIMIT 1) q;
     IF cardinality(p_keys) > 0 THEN
         RETURN QUERY
             SELECT 'key', k.part, NULL::text, NULL::text, NULL::bigint, NULL::uuid, NULL::uuid, k.number::integer,
                 t.message_offset, NULL::integer, NULL::bigint, NULL::boolean, NULL::bytea, NULL::integer[]
             FROM unnest(p_key_parts, p_keys) WITH ORDINALITY AS k (part, transaction_key, number)
-            JOIN queen.transaction_ids t ON t.bucket = p_bucket AND t.partition_id = p_partition_ids[k.part]
-                AND t.transaction_key = k.transaction_key;
+            CROSS JOIN LATERAL (
+                SELECT t.message_offset FROM queen.transaction_ids t
+                WHERE t.bucket = p_bucket AND t.partition_id = p_partition_ids[k.part]
+                    AND t.transaction_key = k.transaction_key LIMIT 1
+            ) t;
     END IF;
     IF cardinality(p_probe_parts) > 0 THEN
         RETURN QUERY
@@ -38,8 +46,12 @@ BEGIN
                 s.base_offset, s.message_count, s.id_prefix, s.minted, s.transaction_ids, s.erased
             FROM unnest(p_probe_parts, p_probe_min, p_probe_max, p_probe_bound)
                 AS probe (part, least_id, greatest_id, bound)
-            JOIN queen.segments s ON s.bucket = p_bucket AND s.partition_id = p_partition_ids[probe.part]
-                AND s.max_id >= probe.least_id AND s.max_id <= probe.bound AND s.min_id <= probe.greatest_id;
+            CROSS JOIN LATERAL (
+                SELECT * FROM queen.segments s
+                WHERE s.bucket = p_bucket AND s.partition_id = p_partition_ids[probe.part]
+                    AND s.max_id >= probe.least_id AND s.max_id <= probe.bound AND s.min_id <= probe.greatest_id
+                ORDER BY s.max_id OFFSET 0
+            ) s;
     END IF;
 END
 $$;
