@@ -71,7 +71,7 @@ class Store:
         self.traces = Traces(bridge, keyring, buckets)
         self.metrics = Metrics(bridge)
         self.activity = Activity()
-        self.pushes.activity = self.claims.activity = self.acks.activity = self.activity
+        self.pushes.activity = self.claims.activity = self.acks.activity = self.streams.activity = self.activity
 
     async def is_healthy(self) -> bool:
         """Whether PostgreSQL answers within a short deadline."""

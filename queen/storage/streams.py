@@ -26,6 +26,7 @@ from queen.model.stream import (
     StateRow,
     StreamQuery,
 )
+from queen.observability.activity import Activity
 from queen.storage.acks import LEASE_LOST, NOT_FOUND, AckFlush, Released, bury
 from queen.storage.bridge import Bridge
 from queen.storage.catalogue import Catalogue
@@ -93,6 +94,16 @@ class _Work:
             consumed=self.consumed,
             repeated=self.repeated,
         )
+
+    def count(self, activity: Activity) -> None:
+        """Say what became of it."""
+        if self.repeated or self.refusal is not None:
+            return
+        if self._cycle.messages:
+            self._flush.count(activity)
+        if (ack := self._cycle.ack) is not None:
+            dead = ack.status is not AckStatus.COMPLETED
+            activity.count(self.queue, ack_requests=1, ack_success=self.consumed, dead_letters=int(dead))
 
     async def __call__(self, connection: Connection) -> str | None:
         """asyncio flavor. Returns the verdict of a push that has to be prepared anew; all else is in the attributes."""
@@ -241,6 +252,7 @@ class Streams:
         self._pushes = pushes
         self._keyring = keyring
         self._buckets = buckets
+        self.activity = Activity()
 
     async def register(self, query: StreamQuery) -> tuple[UUID, Registration]:
         """Register a query by its name. With another hash its state is wiped or, without ``reset``, nothing is done."""
@@ -305,6 +317,7 @@ class Streams:
                 continue
             verdict = await self._bridge.run(work)
             if verdict is None:
+                work.count(self.activity)
                 return work.result(), work.woken, work.released
             self._pushes.recover(flush, verdict)
         return CycleResult(error="queues of this cycle kept changing; nothing was applied"), [], []
