@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 from uuid import UUID, uuid4
 
-
 from queen.model.message import Ack, AckResult, AckStatus, LeaseExtension, PushResult
 from queen.observability.activity import Activity
 from queen.storage.bridge import Bridge
