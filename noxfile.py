@@ -18,7 +18,7 @@ nox.options.reuse_existing_virtualenvs = True  # installs are repeated, environm
 
 ROOT = Path(__file__).parent
 PYPROJECT = nox.project.load_toml(ROOT / "pyproject.toml")
-SUITES = ("unit", "http", "properties", "migrations", "acceptance")
+SUITES = ("unit", "engine", "http", "serving", "properties", "migrations", "acceptance")  # the quickest first
 CLIENTS = ("0.15.0", "2.6.0")  # the generations of queen-mq that must work unchanged
 
 

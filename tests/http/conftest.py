@@ -7,10 +7,11 @@ from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
-from asgi_driver import Http, Standing, open_app
 
 from queen.app import QueenApp
 from queen.config.settings import Secret, Settings
+
+from .asgi_driver import Http, Standing, open_app
 
 
 @pytest.fixture

@@ -13,10 +13,11 @@ import pytest
 import structlog
 import trio
 import trio.testing
-from asgi_driver import Exchange, Http, StartupFailed, open_app, run_lifespan
 
 from queen.app import create_app
 from queen.config.settings import Secret, Settings
+
+from .asgi_driver import Exchange, Http, StartupFailed, open_app, run_lifespan
 
 MiB = 1024 * 1024
 

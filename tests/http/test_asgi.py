@@ -19,11 +19,12 @@ from typing import Any
 
 import httpx
 import pytest
-from asgi_driver import Http, open_app, run_lifespan
 from hypercorn.middleware.dispatcher import TrioDispatcherMiddleware
 
 from queen.app import QueenApp, create_app
 from queen.config.settings import Settings
+
+from .asgi_driver import Http, open_app, run_lifespan
 
 ROOT = Path(__file__).parents[2]
 KiB, MiB = 1024, 1024 * 1024

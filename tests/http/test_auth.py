@@ -13,11 +13,12 @@ import msgspec
 import pytest
 import structlog
 import trio
-from asgi_driver import Answer, Http, open_app
 
 from queen.auth.levels import Level
 from queen.config.settings import JwtSettings, Secret, Settings
 from queen.routes import ROUTES, Route
+
+from .asgi_driver import Answer, Http, open_app
 
 SECRET = "a secret that is long enough for HS256"
 ROLES = {"nobody": Level.OPEN, "read-only": Level.READ_ONLY, "read-write": Level.READ_WRITE, "admin": Level.ADMIN}

@@ -10,7 +10,8 @@ from uuid import UUID
 import pytest
 import trio
 import trio.testing
-from asgi_driver import Http
+
+from .asgi_driver import Http
 
 UUID_TEXT = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 TS6 = re.compile(r"\d{4}-\d{2}-\d{2}T\d{2}:\d{2}:\d{2}\.\d{6}Z")

@@ -6,7 +6,8 @@ import json
 from typing import Any, NamedTuple
 
 import pytest
-from asgi_driver import Answer, Standing
+
+from .asgi_driver import Answer, Standing
 
 LONG = "x" * 256
 UUID_TEXT = "0f8bb6c2-4305-509f-bb8b-3d9fc63d7d5d"

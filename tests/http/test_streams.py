@@ -10,10 +10,11 @@ import msgspec
 import pytest
 import trio
 import trio.testing
-from asgi_driver import Answer, Http, open_app
 
 from queen.app import QueenApp
 from queen.config.settings import Settings
+
+from .asgi_driver import Answer, Http, open_app
 
 NOBODY = "00000000-0000-7000-8000-000000000000"
 

@@ -6,9 +6,10 @@ from typing import Any
 
 import msgspec
 import pytest
-from asgi_driver import Http, open_app
 
 from queen.config.settings import Settings
+
+from .asgi_driver import Http, open_app
 
 
 async def pop(http: Http, target: str) -> list[dict[str, Any]]:

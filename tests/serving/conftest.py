@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 import trio
-from support import Client, Server, open_server
 
 from queen.config.settings import Secret, Settings
+
+from .support import Client, Server, open_server
 
 
 class Standing:

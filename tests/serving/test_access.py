@@ -15,10 +15,11 @@ import pytest
 import trio
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from jwt.algorithms import OKPAlgorithm
-from support import Answer, Server, open_server, request
 
 from queen.auth import keys
 from queen.config.settings import JwtSettings, Secret, Settings
+
+from .support import Answer, Server, open_server, request
 
 SECRET = "a secret that is long enough for HS256"
 PUSH = b'{"items":[{"queue":"q","payload":1}]}'

@@ -15,12 +15,13 @@ import h2.events
 import pytest
 import structlog
 import trio
-from conftest import Standing
-from support import Client, Server, open_server, request
 
 from queen.config.settings import Settings
 from queen.errors import StorageUnavailable
 from queen.serving import connection, watch
+
+from .conftest import Standing
+from .support import Client, Server, open_server, request
 
 PUSH = b'{"items":[{"queue":"q","payload":1}]}'
 POLL = request("GET", "/api/v1/pop/queue/q?wait=true&timeout=20000")

@@ -10,8 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import pytest
-from conftest import Standing
-from support import Client
+
+from .conftest import Standing
+from .support import Client
 
 H = b"Host: x\r\n"
 GET = b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n"
