@@ -95,8 +95,8 @@ def is_ready(url: str) -> bool:
 
 
 @contextlib.contextmanager
-def running_server(workers: int, scratch: Path) -> Iterator[str]:
-    """A server with `workers` workers on a free port; yields its URL.
+def running_server(workers: int, scratch: Path, **settings: str) -> Iterator[str]:
+    """A server with `workers` workers on a free port; yields its URL. `settings` are variables of its environment.
 
     Raises ServerError with the end of its log if it does not come up, does not go down within STOP_SECONDS, exits
     with anything but 0, or logged an error.
@@ -112,6 +112,7 @@ def running_server(workers: int, scratch: Path) -> Iterator[str]:
         "RETENTION_INTERVAL": "2000",
         "LOG_LEVEL": "info",
         "LOG_FORMAT": "json",
+        **settings,
     }
     command = [str(Path(sys.executable).with_name("queen-trio")), "run", "--data-dir", str(scratch / "data")]
     with log.open("wb") as sink:
@@ -165,8 +166,24 @@ def tail(log: Path, lines: int = 40) -> str:
     return "\n".join(log.read_text(errors="replace").splitlines()[-lines:])
 
 
+@contextlib.contextmanager
+def authenticating_server(scratch: Path) -> Iterator[dict[str, str]]:
+    """A second server, which wants tokens; yields what a suite needs to know of it."""
+    home = scratch / "authenticating"
+    home.mkdir(mode=scratch.stat().st_mode)
+    secret = secrets.token_hex(32)
+    with running_server(1, home, JWT_ENABLED="true", JWT_SECRET=secret) as url:
+        yield {"QUEEN_AUTH_URL": url, "QUEEN_AUTH_SECRET": secret}
+
+
 def suites_for(
-    url: str, workers: int, clients: dict[str, str], scratch: Path, full_load: bool, arguments: list[str]
+    known: dict[str, str],
+    url: str,
+    workers: int,
+    clients: dict[str, str],
+    scratch: Path,
+    full_load: bool,
+    arguments: list[str],
 ) -> list[Suite]:
     """The HTTP suite, and one suite per client. The newest client carries the full load, where there is one."""
     shared = clean_environment() | {
@@ -191,6 +208,7 @@ def suites_for(
                          str(HERE / "clients"), *arguments],
                 directory=scratch / f"client-{version}",
                 environment=shared
+                | known
                 | {
                     "QUEEN_CLIENT_VERSION": version,
                     "QUEEN_LOAD_MESSAGES": str(FULL_LOAD if full_load and version == min(clients) else SHORT_LOAD),
@@ -247,8 +265,8 @@ def main(argv: list[str]) -> int:
         print(f"\n════ {workers} worker{'s' if workers > 1 else ''}, in {scratch}", flush=True)
         suites: list[Suite] = []
         try:
-            with running_server(workers, scratch) as url:
-                suites = suites_for(url, workers, clients, scratch, workers == max(counts), arguments)
+            with running_server(workers, scratch) as url, authenticating_server(scratch) as known:
+                suites = suites_for(known, url, workers, clients, scratch, workers == max(counts), arguments)
                 run_suites(suites)
             outcome.append((workers, "the server itself", "started, stopped cleanly, no errors in its log", True))
         except ServerError as error:

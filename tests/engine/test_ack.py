@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import pytest
@@ -18,7 +18,7 @@ LOST = "Invalid or expired lease"
 NOT_FOUND = "Message not found"
 
 
-async def five(broker: Broker, **options: int) -> Popped:
+async def five(broker: Broker, **options: Any) -> Popped:
     """Five messages under a lease."""
     await broker.configure("q", **options)
     await broker.push("q", *range(5))

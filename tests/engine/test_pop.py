@@ -1,9 +1,10 @@
-"""Selection and leases: what a pop sees, what it takes, and what others then see. Rule numbers are http-core.md §3.2."""
+"""Selection and leases: what a pop sees and takes, and what others then see. Rule numbers are http-core.md §3.2."""
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
@@ -65,7 +66,7 @@ async def test_p3_no_more_partitions_are_claimed_than_asked_for(broker: Broker) 
     taken = [sorted((await broker.pop("q", batch=100, partitions=5)).data) for _ in range(4)]
 
     assert [len(data) for data in taken] == [5, 5, 2, 0]
-    assert sorted(sum(taken, [])) == list(range(12))
+    assert sorted(itertools.chain.from_iterable(taken)) == list(range(12))
 
 
 async def test_p3_a_pop_of_one_partition_ignores_the_number_of_partitions(broker: Broker) -> None:
@@ -216,7 +217,8 @@ async def test_a_queue_without_delay_or_window_is_normal_again_at_once(
     broker: Broker, other: Broker, option: str
 ) -> None:
     """Trap 10: create() resets the options it does not name, perhaps through another worker."""
-    await broker.configure("q", **{option: 3600})
+    options: dict[str, Any] = {option: 3600}
+    await broker.configure("q", **options)
     await broker.push("q", 1)
     assert not await broker.pop("q")
 
@@ -230,7 +232,8 @@ async def test_a_delay_or_window_set_later_holds_for_what_is_there(
     broker: Broker, database_clock: DatabaseClock, option: str
 ) -> None:
     await broker.push("q", 1)
-    await broker.configure("q", **{option: 60})
+    options: dict[str, Any] = {option: 60}
+    await broker.configure("q", **options)
 
     assert not await broker.pop("q")
     await database_clock.advance(61)
@@ -463,7 +466,7 @@ async def test_a_lease_that_ended_is_not_given_back_from_under_the_next(
 async def test_a_pop_beside_a_look_that_holds_the_cursor_still_sees_what_was_pushed(
     broker: Broker, sql: Session
 ) -> None:
-    """Another worker's look may hold the cursor for the time of a commit; a wait=false pop is not answered "nothing"."""
+    """Another worker's look may hold the cursor for the time of a commit; wait=false is not answered "nothing"."""
     await broker.push("q", 1)
     await broker.pop("q", auto_ack=True)
     await broker.push("q", 2)

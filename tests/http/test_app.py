@@ -290,10 +290,10 @@ async def test_storage_lost_in_the_middle_of_an_answer_cuts_it_off(http: Http, s
 async def test_an_error_nobody_expected_tells_the_log_and_not_the_client(settings: Settings) -> None:
     app = create_app(settings)
 
-    async def broken() -> None:
+    async def broken() -> str:
         raise ZeroDivisionError("the inside of it")
 
-    async def broken_twice() -> None:
+    async def broken_twice() -> str:
         raise ExceptionGroup("the inside of it", [ZeroDivisionError("one"), ValueError("two")])
 
     app.add_url_rule("/broken", "broken", broken)

@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import httpx
 import pytest
@@ -197,7 +197,8 @@ async def test_it_works_where_the_mount_has_cut_the_path_itself(settings: Settin
 
         async def outer(scope: Any, receive: Any, send: Any) -> None:
             cut = scope["path"].removeprefix("/queen")
-            await app({**scope, "path": cut, "root_path": "/queen"}, receive, send)
+            mounted: Any = {**scope, "path": cut, "root_path": "/queen"}
+            await app(mounted, receive, send)
 
         http = Http(outer)
         await http.post("/queen/api/v1/push", {"items": [{"queue": "a/b", "payload": 1}]})
@@ -208,7 +209,7 @@ async def test_it_works_where_the_mount_has_cut_the_path_itself(settings: Settin
 
 @pytest.mark.parametrize("root_path", ["", "/under"])
 async def test_httpx_drives_it_in_process(app: QueenApp, root_path: str) -> None:
-    transport = httpx.ASGITransport(app, root_path=root_path)
+    transport = httpx.ASGITransport(cast(Any, app), root_path=root_path)
     async with httpx.AsyncClient(transport=transport, base_url=f"http://queen.test{root_path}") as client:
         pushed = await client.post(
             "/api/v1/push", json={"items": [{"queue": "a/b", "payload": n} for n in range(3000)]}

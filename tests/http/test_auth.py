@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 import jwt
@@ -18,7 +18,7 @@ from queen.auth.levels import Level
 from queen.config.settings import JwtSettings, Secret, Settings
 from queen.routes import ROUTES, Route
 
-from .asgi_driver import Answer, Http, open_app
+from .asgi_driver import Answer, Exchange, Http, open_app
 
 SECRET = "a secret that is long enough for HS256"
 ROLES = {"nobody": Level.OPEN, "read-only": Level.READ_ONLY, "read-write": Level.READ_WRITE, "admin": Level.ADMIN}
@@ -43,8 +43,10 @@ def settings(settings: Settings) -> Settings:
 class Authorized(Http):
     """Sends a token with every request that names none."""
 
-    def open(self, *arguments: Any, headers: Any = None, **others: Any) -> Any:
-        return super().open(*arguments, headers=headers or bearer(), **others)
+    def open(
+        self, method: str, target: str, body: Any = b"", headers: Mapping[str, str] | None = None, root_path: str = ""
+    ) -> Exchange:
+        return super().open(method, target, body, headers or bearer(), root_path)
 
 
 @pytest.fixture
@@ -128,7 +130,7 @@ REFUSALS = {
     "": "Authentication required",
     "Bearer ": "Authentication required",
     "Bearer nonsense": "Token decode error:",
-    f"Bearer {jwt.encode({'role': 'admin'}, None, 'none')}": "Unsupported algorithm: none",
+    f"Bearer {jwt.encode({'role': 'admin'}, '', 'none')}": "Unsupported algorithm: none",
     f"Bearer {jwt.encode({'role': 'admin'}, 'x' * 64, 'HS512')}": "Unsupported algorithm: HS512",
     f"Bearer {jwt.encode({'role': 'admin'}, 'x' * 32)}": "Invalid token signature",
     f"Bearer {token(exp=int(time.time()) - 100)}": "Token has expired",

@@ -235,8 +235,12 @@ async def test_a_cycle_commits_state_pushes_and_the_ack(http: Http, stream: Stre
 async def test_an_error_anywhere_leaves_nothing_applied(http: Http, stream: Stream) -> None:
     await http.push("source", 1)
     [message] = await stream.pop("source")
-    all_of_it = {"state_ops": [put("k", 1)], "push_items": [{"queue": "sink", "payload": 1}], "ack": ack_of(message)}
-    wrong = {
+    all_of_it: dict[str, Any] = {
+        "state_ops": [put("k", 1)],
+        "push_items": [{"queue": "sink", "payload": 1}],
+        "ack": ack_of(message),
+    }
+    wrong: dict[str, dict[str, Any]] = {
         "Message not found": {"ack": ack_of(message, transactionId="nobody")},
         "Invalid or expired lease": {"ack": ack_of(message, leaseId=NOBODY)},
         "ack.transactionId is required": {"ack": {"leaseId": message["leaseId"]}},

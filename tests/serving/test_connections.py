@@ -387,7 +387,8 @@ async def test_an_answer_that_breaks_off_does_not_look_complete(
 
     async def slices(outcome: Any) -> AsyncIterator[Any]:
         count = 0
-        async with aclosing(whole(outcome)) as pieces:
+        parts: Any = whole(outcome)
+        async with aclosing(parts) as pieces:
             async for piece in pieces:
                 yield piece
                 if (count := count + piece.count) > 1024:

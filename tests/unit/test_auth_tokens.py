@@ -38,13 +38,13 @@ def pem(key: Any) -> str:
 
 
 def settings(algorithm: str = "HS256", **others: Any) -> JwtSettings:
-    keys: dict[str, Any] = {
+    keys: dict[str, dict[str, Any]] = {
         "HS256": {"secret": Secret(SECRET)},
         "RS256": {"public_key": pem(RSA)},
         "EdDSA": {"public_key": pem(ED)},
         "auto": {"secret": Secret(SECRET), "public_key": pem(RSA)},
-    }[algorithm]
-    return JwtSettings(enabled=True, algorithm=algorithm, **(keys | others))
+    }
+    return JwtSettings(enabled=True, algorithm=algorithm, **(keys[algorithm] | others))
 
 
 def sign(algorithm: str = "HS256", key: Any = None, headers: Any = None, **claims: Any) -> str:
@@ -106,10 +106,10 @@ async def test_issuer_and_audience_are_checked_where_they_are_configured() -> No
     for audience in ("queen", ["other", "queen"]):
         assert (await verifier.verify(sign(iss="us", aud=audience))).sub == "alice"
     for issuer in ("them", "us ", 7, None, ...):
-        claims = {} if issuer is ... else {"iss": issuer}
+        claims: dict[str, Any] = {} if issuer is ... else {"iss": issuer}
         assert await refusal(verifier, forge_claims(aud="queen", **claims)) == "Invalid token issuer"
-    for audience in ("other", ["other"], [], ...):
-        assert await refusal(verifier, sign(iss="us", aud=audience)) == "Invalid token audience"
+    for other in ("other", ["other"], [], ...):
+        assert await refusal(verifier, sign(iss="us", aud=other)) == "Invalid token audience"
 
 
 def forge_claims(**claims: Any) -> str:
@@ -133,7 +133,8 @@ def forge_claims(**claims: Any) -> str:
 )
 async def test_times_are_kept_to_within_the_skew(claim: str, offset: int, error: str | None) -> None:
     verifier = Tokens(settings(clock_skew_seconds=30.0))
-    token = sign(**{claim: int(time.time()) + offset})
+    times: dict[str, Any] = {claim: int(time.time()) + offset}
+    token = sign(**times)
 
     if error is None:
         assert (await verifier.verify(token)).sub == "alice"
@@ -324,7 +325,7 @@ async def test_a_subject_that_cannot_be_written_down_is_refused() -> None:
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """What ``time.time`` says to the cache, and how often a signature was looked at, as [now, count]."""
     state = [time.time(), 0.0]
-    monkeypatch.setattr(tokens.time, "time", lambda: state[0])
+    monkeypatch.setattr("queen.auth.tokens.time.time", lambda: state[0])
     claims_of = Tokens._claims_of
 
     async def counted(self: Tokens, token: str) -> Any:

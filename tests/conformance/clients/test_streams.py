@@ -100,7 +100,7 @@ class Sink:
         return data(self.messages)
 
     def total(self, field: str) -> float:
-        return sum(value[field] for value in self.data)
+        return float(sum(value[field] for value in self.data))
 
     def by_partition(self, field: str) -> dict[str, float]:
         totals: dict[str, float] = defaultdict(int)
