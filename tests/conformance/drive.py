@@ -170,7 +170,8 @@ def tail(log: Path, lines: int = 40) -> str:
 def authenticating_server(scratch: Path) -> Iterator[dict[str, str]]:
     """A second server, which wants tokens; yields what a suite needs to know of it."""
     home = scratch / "authenticating"
-    home.mkdir(mode=scratch.stat().st_mode)
+    home.mkdir()
+    home.chmod(scratch.stat().st_mode & 0o777)  # PostgreSQL's user has to pass through
     secret = secrets.token_hex(32)
     with running_server(1, home, JWT_ENABLED="true", JWT_SECRET=secret) as url:
         yield {"QUEEN_AUTH_URL": url, "QUEEN_AUTH_SECRET": secret}
