@@ -385,6 +385,7 @@ class Broker:
     """An engine as a test wants to talk to it: values in, messages out, nothing decided."""
 
     message: ClassVar = Message
+    request: ClassVar = PopRequest
     wait_until: ClassVar = staticmethod(wait_until)
 
     def __init__(self, engine: Engine) -> None:
