@@ -186,7 +186,7 @@ def suites_for(
     full_load: bool,
     arguments: list[str],
 ) -> list[Suite]:
-    """The HTTP suite, and one suite per client. The newest client carries the full load, where there is one."""
+    """The HTTP suite, and one suite per client. The oldest client carries the full load, where there is one."""
     shared = clean_environment() | {
         "QUEEN_URL": url,
         "QUEEN_SERVER_WORKERS": str(workers),
