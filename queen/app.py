@@ -301,9 +301,11 @@ class QueenApp(QuartTrio):
         raise RequestStalled(BODY_STALL_SECONDS)
 
     def _respond(self, answer: Answer) -> Response:
-        status, body = answer
+        status, body, content_type = answer
         if not isinstance(body, Delivery):
-            return Answered(body, status) if body is not None else Answered(status=status)
+            if body is None:
+                return Answered(status=status)
+            return Answered(body, status, headers={"content-type": content_type})
         response = Answered(body.whole if body.whole is not None else DeliveryBody(body), status)
         response.delivery = body
         return response

@@ -11,6 +11,7 @@ QueenError
 ├── RequestTooLarge         413  the body is over the limit
 ├── HeadTooLarge            431  the request line and the headers are over the limit
 ├── UnsupportedCoding       501  the body is encoded for transfer in a way unknown here
+├── Unsupported             501  the contract has it, this server does not
 ├── EncryptionUnavailable   409  the queue is encrypted and this server has no usable key
 ├── KeysUnavailable         500  the keys to verify tokens with could not be fetched
 ├── StorageUnavailable      503  PostgreSQL cannot be reached: nothing was applied
@@ -116,6 +117,12 @@ class UnsupportedCoding(QueenError):
 
     def __init__(self) -> None:
         super().__init__("the only transfer coding understood here is chunked")
+
+
+class Unsupported(QueenError):
+    """The contract has it, and this server has no use for it. Sending it again will not help."""
+
+    code, status, title = "not_supported", 501, "Not supported"
 
 
 class EncryptionUnavailable(QueenError):

@@ -73,6 +73,7 @@ class Service:
         try:
             async with open_access(self.settings.jwt) as access, open_engine(self.settings) as engine:
                 self.context = Context(engine, self.settings, self.counters, trio.current_time(), access)
+                engine.monitor.requests = lambda: (self.counters.requests, self.counters.failed_requests)
                 try:
                     if self._draining:
                         self.begin_drain()

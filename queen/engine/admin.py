@@ -7,15 +7,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
-from typing import Final
+from typing import Any, Final
 from uuid import UUID
 
+import msgspec
 import trio
 
 from queen.engine.batcher import Batcher
 from queen.engine.monitor import Monitor
 from queen.model.browse import Found, MessageDetail, MessageQuery
 from queen.model.message import PushResult
+from queen.model.metrics import (
+    DeadLetterSummary,
+    Leases,
+    ParkedPoint,
+    Process,
+    QueuePoint,
+    Window,
+    WorkerPoint,
+)
 from queen.model.queue import QUEUE_MODE, Queue
 from queen.model.status import (
     Depth,
@@ -86,7 +96,9 @@ class Admin:
 
     async def overview(self) -> tuple[Overview, float, float, float]:
         """Everything in a few numbers; messages stored and consumed a second; age of the numbers in seconds."""
-        return await self._store.resources.overview(), 0.0, 0.0, 0.0
+        overview = await self._store.resources.overview()
+        recent = self._monitor.recent
+        return overview, recent.get("push_messages", 0.0), recent.get("ack_success", 0.0), 0.0
 
     async def clear(self, queue_name: str, partition: str | None) -> int | None:
         """Remove the messages and dead letters that a queue, or one of its partitions, holds now; None: no queue."""
@@ -147,6 +159,70 @@ class Admin:
         """How many names there are, and a page of them, the latest first."""
         return await self._store.traces.names(limit, offset)
 
+    # -- metrics --------------------------------------------------------------------------------------------------
+
+    @property
+    def monitor(self) -> Monitor:
+        """What is known without asking storage."""
+        return self._monitor
+
+    async def partition_counts(self, queues: Sequence[str]) -> dict[str, int]:
+        """How many partitions these queues have."""
+        return await self._store.counts.partitions(queues)
+
+    async def count_queues(self, namespace: str | None, task: str | None) -> int:
+        """How many queues have these labels."""
+        labels = await self._store.resources.labels()
+        return sum(
+            label.queues
+            for label in labels
+            if (namespace is None or label.namespace == namespace) and (task is None or label.task == task)
+        )
+
+    async def everything(self, window: Window) -> list[QueuePoint]:
+        """What was done on all queues together, newest first."""
+        return await self._store.metrics.everything(window)
+
+    async def series(self, window: Window, queue: str | None) -> list[QueuePoint]:
+        """What was done on a queue, or on each of the busiest, newest first."""
+        return await self._store.metrics.queues(window, queue)
+
+    async def workers(self, window: Window) -> list[WorkerPoint]:
+        """Each worker in each point of time, oldest first."""
+        return await self._store.metrics.workers(window)
+
+    async def parked(self, window: Window, queue: str | None) -> list[ParkedPoint]:
+        """How many pops waited, by queue and worker."""
+        return await self._store.metrics.parked(window, queue)
+
+    async def processes(self) -> list[Process]:
+        """The workers that live."""
+        return await self._store.metrics.processes(self._monitor.live_seconds)
+
+    async def cluster(self) -> dict[str, int]:
+        """What all workers have done since the database was made."""
+        return await self._store.metrics.cluster()
+
+    async def leases(self) -> Leases:
+        """The live leases."""
+        return await self._store.metrics.leases(self._store.buckets)
+
+    async def dead_letter_summary(self) -> DeadLetterSummary:
+        """Dead letters in a few numbers."""
+        return await self._store.metrics.dead_letters(self._store.buckets)
+
+    async def dead_letters_by_queue(self) -> dict[str, int]:
+        """Dead letters of the queues that have any."""
+        return await self._store.metrics.dead_letters_by_queue()
+
+    async def postgres(self) -> dict[str, list[dict[str, Any]]]:
+        """What PostgreSQL says of itself."""
+        return await self._store.metrics.postgres()
+
+    async def refresh(self) -> int:
+        """Bring the numbers of this worker up to date. Returns how many counted changes were folded."""
+        return await self._monitor.refresh()
+
     # -- switches -------------------------------------------------------------------------------------------------
 
     async def pops_paused(self) -> bool:
@@ -173,7 +249,11 @@ class Admin:
 
     async def groups(self) -> list[GroupStatus]:
         """Every group on every queue, with its lag."""
-        return await self._store.groups.registered()
+        waiting = self._monitor.consumers()
+        return [
+            msgspec.structs.replace(group, members=group.members + waiting.get((group.queue, group.name), 0))
+            for group in await self._store.groups.registered()
+        ]
 
     async def lagging(self, min_lag_seconds: float, limit: int) -> list[GroupPosition]:
         """Partitions in which a group is at least so far behind, the worst first, at most ``limit``."""

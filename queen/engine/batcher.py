@@ -46,6 +46,7 @@ class BatcherStatistics:
     writing: int
     requests: int
     writes: int
+    busy_seconds: float  # all writes together
 
 
 class Batcher(Generic[Item, Result]):
@@ -81,6 +82,7 @@ class Batcher(Generic[Item, Result]):
         self._writing = 0
         self._requests = 0
         self._writes = 0
+        self._busy_seconds = 0.0
 
     async def submit(self, item: Item, weight: int = 1) -> Result:
         """Have ``item`` written with whatever else waits; return its own result or raise its own error."""
@@ -108,7 +110,7 @@ class Batcher(Generic[Item, Result]):
             task_status.started()
 
     def statistics(self) -> BatcherStatistics:
-        return BatcherStatistics(len(self._waiting), self._writing, self._requests, self._writes)
+        return BatcherStatistics(len(self._waiting), self._writing, self._requests, self._writes, self._busy_seconds)
 
     async def _write_batches(self) -> None:
         while True:
@@ -119,10 +121,12 @@ class Batcher(Generic[Item, Result]):
             if not batch:
                 continue
             self._writing += 1
+            started_at = trio.current_time()
             try:
                 await self._write_batch(batch)
             finally:
                 self._writing -= 1
+                self._busy_seconds += trio.current_time() - started_at
 
     def _take(self) -> list[_Entry[Item, Result]]:
         batch: list[_Entry[Item, Result]] = []

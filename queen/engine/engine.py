@@ -145,7 +145,7 @@ class Engine:
         store.catalogue.changed = self._queue_changed
         store.notifications.on_keys = lambda hints: self._heard(hints)
         store.notifications.on_gap = self._wakeups.tell_all
-        self.monitor = Monitor(store, settings, store.activity, self._gauges, self._waiting)
+        self.monitor = Monitor(store, settings, store.activity, self._gauges, self._waiting, self._writes)
         self.admin = Admin(store, self.monitor, self._tell_group, self._tell_woken, self._tell_switched)
 
     # -- queues ---------------------------------------------------------------------------------------------------
@@ -185,15 +185,15 @@ class Engine:
             await self._hold(request)
         else:
             batch = await self._wait_for_batch(request)
-        self.store.activity.popped(
-            request.queue if batch is None else batch.claims[0].queue,
-            request.group,
-            0 if batch is None else batch.message_count,
-        )
+        messages = 0 if batch is None else batch.message_count
+        queue = request.queue if batch is None else batch.claims[0].queue
+        self.store.activity.popped(queue, request.group, messages)
+        if request.auto_ack and messages:
+            self.store.activity.count(queue, ack_success=messages)
         return batch
 
     async def _hold(self, request: PopRequest) -> None:
-        """Pops are switched off. One that would wait is held a little: answered at once, it would come again at once."""
+        """Pops are switched off. One that would wait is held a little: answered at once, it would be back at once."""
         with trio.move_on_after(min(request.timeout_seconds or 0, _PAUSED_SECONDS)):
             await self._drained.wait()
 
@@ -527,6 +527,16 @@ class Engine:
             "waiting_acks": self._acks.statistics().waiting,
             "parked": self._wakeups.parked_count,
         }
+
+    def _writes(self) -> dict[str, int]:
+        """What the batchers have done since the start."""
+        counts: dict[str, int] = {}
+        for verb, batcher in (("push", self._pushes), ("pop", self._claims), ("ack", self._acks)):
+            done = batcher.statistics()
+            counts[f"{verb}_writes"] = done.writes
+            counts[f"{verb}_written"] = done.requests
+            counts[f"{verb}_write_us"] = round(done.busy_seconds * 1e6)
+        return counts
 
     def _waiting(self) -> list[Waiting]:
         """Who waits on which queue. Pops that name no queue wait on none."""

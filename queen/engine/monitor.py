@@ -41,7 +41,8 @@ log = structlog.get_logger("queen.engine")
 
 
 class Monitor:
-    """See the module. ``gauges`` reads those of GAUGES that belong to the engine, ``waiting`` who is parked."""
+    """See the module. ``gauges`` reads those of GAUGES that belong to the engine, ``waiting`` who is parked, ``writes``
+    what of WORK the batchers count."""
 
     def __init__(
         self,
@@ -50,12 +51,14 @@ class Monitor:
         activity: Activity,
         gauges: Callable[[], Mapping[str, int]],
         waiting: Callable[[], list[Waiting]],
+        writes: Callable[[], Mapping[str, int]],
     ) -> None:
         self._store = store
         self._settings = settings
         self._activity = activity
         self._gauges = gauges
         self._waiting = waiting
+        self._writes = writes
         self._process_id = uuid4()
         self._hostname = socket.gethostname()
         self.started_at = datetime.now(UTC)
@@ -72,10 +75,9 @@ class Monitor:
         """The live workers, as of the last report."""
         self.cluster: dict[str, int] = {}
         """What all have done, as of the last report."""
-        self.reported_at = 0.0
-        """When that was, by Trio's clock; 0: never."""
-        self.done = Tally()
-        """What this worker has done since it started, as of the last report."""
+        self.recent: dict[str, float] = {}
+        """The same a second, between the last two reports."""
+        self._reported_at: float | None = None
 
     async def run(self) -> None:
         """Sample and report until cancelled; a worker that ends says its last words."""
@@ -102,31 +104,64 @@ class Monitor:
             lag_seconds, due = now - due, now  # a stall is measured once
             times = os.times()
             measured = {
-                **self._gauges(),
-                **memory_bytes(),
+                **self._measure(),
                 "loop_lag_ms": lag_seconds * 1000,
                 "cpu_user_us": (times.user - before.user) * 1e6 / interval_seconds,
                 "cpu_system_us": (times.system - before.system) * 1e6 / interval_seconds,
             }
             before = times
-            self._samples.add([float(measured[name]) for name in GAUGES])
+            self._samples.add([measured[name] for name in GAUGES])
+
+    def _measure(self) -> dict[str, float]:
+        """The gauges that say how things are now; the others, which say how they went, are 0."""
+        return {**dict.fromkeys(GAUGES, 0.0), **self._gauges(), **memory_bytes()}
 
     async def _report(self) -> None:
         while True:
             try:
-                await self.report()
                 await self.fold()
-                self.processes = await self._store.metrics.processes()
-                self.cluster = await self._store.metrics.cluster()
-                self.reported_at = trio.current_time()
+                await self.report()
+                await self._look_around()
             except QueenError as error:
                 log.warning("metrics not written, they go with the next report", error=error.detail)
             await trio.sleep(self._settings.stats_interval_seconds)
 
+    async def _look_around(self) -> None:
+        """Remember what all workers say, for those who may not wait for storage."""
+        cluster = await self._store.metrics.cluster()
+        self.processes = await self._store.metrics.processes(self.live_seconds)
+        now = trio.current_time()
+        if self._reported_at is not None and now > self._reported_at:
+            seconds = now - self._reported_at
+            self.recent = {name: (value - self.cluster.get(name, 0)) / seconds for name, value in cluster.items()}
+        self.cluster, self._reported_at = cluster, now
+
+    def consumers(self) -> dict[tuple[str, str], int]:
+        """Pops that wait, by queue and group, at all workers; 1 where somebody came lately and waits no more.
+
+        What another worker says is as old as its last report.
+        """
+        found: dict[tuple[str, str], int] = {}
+        for process in self.processes:
+            for queue, group in process.state.popped:
+                found.setdefault((queue, group), 0)
+        others = [p.state.waiting for p in self.processes if p.process_id != self._process_id]
+        for waiting in (self._waiting(), *others):
+            for pops in waiting:
+                found[pops.queue, pops.group] = found.get((pops.queue, pops.group), 0) + pops.pops
+        return {pair: pops or 1 for pair, pops in found.items()}
+
+    @property
+    def live_seconds(self) -> float:
+        """A worker that has said nothing for so long is taken for gone."""
+        return 3.5 * self._settings.stats_interval_seconds
+
     async def refresh(self) -> int:
         """Write and fold now. Returns how many changes were folded."""
+        folded = await self.fold()
         await self.report()
-        return await self.fold()
+        await self._look_around()
+        return folded
 
     async def fold(self) -> int:
         """Fold what was counted in storage. Returns how many changes."""
@@ -150,7 +185,6 @@ class Monitor:
 
     def _take(self) -> Report:
         everything, popped = self._activity.take()
-        self.done.add(everything)
         everything.add(self._unsaid)
         queues, self._unsaid_queues = self._unsaid_queues, {}
         waited_seconds = trio.current_time() - self._last_queues
@@ -171,7 +205,7 @@ class Monitor:
             pid=os.getpid(),
             started_at=self.started_at,
             state=ProcessState(
-                gauges=dict(zip(GAUGES, samples.lasts, strict=True)),
+                gauges={**self._measure(), **(samples.last_values() if samples.count else {})},
                 waiting=self._waiting()[:MAX_WAITING],
                 popped=popped,
             ),
@@ -188,6 +222,7 @@ class Monitor:
         requests, failed_requests = self.requests()
         storage = self._store.statistics()
         return {
+            **self._writes(),
             "requests": requests,
             "failed_requests": failed_requests,
             "jobs": storage["done"],

@@ -45,8 +45,18 @@ class Tally(msgspec.Struct, kw_only=True):
 TALLIES: Final = tuple(field for field in Tally.__struct_fields__ if field != "lag_max_ms")
 """The fields of a Tally that are sums."""
 
-WORK: Final = (*TALLIES, "requests", "failed_requests", "jobs", "db_errors", "cpu_user_us", "cpu_system_us")
-"""What a worker counts: the Tally of all queues, and work that belongs to none. All are sums."""
+WORK: Final = (
+    *TALLIES,
+    "requests",
+    "failed_requests",
+    "jobs",
+    "db_errors",
+    "cpu_user_us",
+    "cpu_system_us",
+    *(f"{verb}_{what}" for verb in ("push", "pop", "ack") for what in ("writes", "written", "write_us")),
+)
+"""What a worker counts: the Tally of all queues, and work that belongs to none. All are sums. ``push_writes`` are
+writes of batches, ``push_written`` the requests in them, ``push_write_us`` the time they took."""
 
 GAUGES: Final = (
     "loop_lag_ms",
@@ -95,6 +105,9 @@ class Samples(msgspec.Struct, kw_only=True):
             self.greatests = [max(a, b) for a, b in zip(self.greatests, later.greatests, strict=True)]
         self.lasts = list(later.lasts)
         self.count += later.count
+
+    def last_values(self) -> dict[str, float]:
+        return dict(zip(GAUGES, self.lasts, strict=False))
 
     def average(self, gauge: str) -> float:
         return self.sums[GAUGES.index(gauge)] / self.count if self.count else 0.0
@@ -173,3 +186,20 @@ class Window(msgspec.Struct, frozen=True):
     start: datetime
     end: datetime
     minutes: int
+
+
+class Leases(msgspec.Struct, frozen=True, kw_only=True):
+    """Live leases, from at most some thousands: leases, the partitions they hold, messages in them, messages acked."""
+
+    leases: int
+    partitions: int
+    messages: int
+    acked: int
+
+
+class DeadLetterSummary(msgspec.Struct, frozen=True, kw_only=True):
+    """Dead letters: how many there are; in how many partitions, and of which errors, the newest of them are."""
+
+    total: int
+    partitions: int
+    errors: tuple[tuple[str, int], ...]

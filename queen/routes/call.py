@@ -7,7 +7,7 @@ handlers through Quart; any other way in front of them only has to make a Call a
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from typing import NamedTuple
+from typing import Final, NamedTuple
 from urllib.parse import parse_qsl
 
 import msgspec
@@ -73,11 +73,15 @@ class Call:
         self.patient = False
 
 
+JSON: Final = "application/json"
+
+
 class Answer(NamedTuple):
     """A status and a JSON body. ``body`` None: 204. A Delivery streams itself, or is whole when it is small."""
 
     status: int
     body: bytes | Delivery | None
+    content_type: str = JSON
 
 
 Handler = Callable[[Context, Call], Awaitable[Answer]]

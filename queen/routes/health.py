@@ -17,11 +17,11 @@ HEALTH_SECONDS: Final = 2.0
 
 
 async def health(context: Context, call: Call) -> Answer:
-    connected = await _is_connected(context)
+    connected = await is_connected(context)
     uptime_seconds = trio.current_time() - context.started_at
     return Answer(
         200 if connected else 503,
-        write_health(connected, _worker_number(context.settings), __version__, uptime_seconds),
+        write_health(connected, worker_number(context.settings), __version__, uptime_seconds),
     )
 
 
@@ -32,18 +32,19 @@ async def livez(context: Context, call: Call) -> Answer:
 
 async def readyz(context: Context, call: Call) -> Answer:
     """Send requests here, or do not: the database answers and this process is not shutting down."""
-    connected = await _is_connected(context)
+    connected = await is_connected(context)
     ready = connected and not context.draining
     return Answer(200 if ready else 503, write_readiness(connected, context.draining))
 
 
-async def _is_connected(context: Context) -> bool:
+async def is_connected(context: Context) -> bool:
+    """Whether PostgreSQL answers in time."""
     with trio.move_on_after(HEALTH_SECONDS):
         return await context.engine.health()
     return False
 
 
-def _worker_number(settings: Settings) -> int:
+def worker_number(settings: Settings) -> int:
     """The number at the end of the worker's name; the wire wants an integer."""
     number = re.search(r"[0-9]+$", settings.worker_id)
     return int(number[0]) if number else 0

@@ -162,7 +162,7 @@ class Connection:
 
     async def _answer(self, request: Request, id: str, answer: Answer, problem: Problem | None) -> bool:
         """Send an answer. Returns whether the connection goes on."""
-        status, body = answer
+        status, body, content_type = answer
         headers = problem.headers if problem is not None else {}
         close = self._retired or not (request.keep_alive and request.complete)
         if isinstance(body, Delivery):
@@ -173,7 +173,7 @@ class Connection:
                 return await self._stream(head, body, chunked=chunked) and not close
             body = body.whole
         framing = b"" if body is None else b"content-length: %d\r\n" % len(body)
-        head = head_of(status, self._watch.date, id, framing, headers, close=close)
+        head = head_of(status, self._watch.date, id, framing, headers, close=close, content_type=content_type)
         await self._send(head if body is None or request.method == "HEAD" else head + body)
         return not close
 

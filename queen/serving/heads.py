@@ -8,13 +8,21 @@ from http import HTTPStatus
 from typing import Final
 
 from queen.routes.answers import CORS_HEADERS
+from queen.routes.call import JSON
 
 CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 CHUNKED: Final = b"transfer-encoding: chunked\r\n"
 
 
 def head_of(
-    status: int, date: bytes, request_id: str, framing: bytes, headers: Mapping[str, str], *, close: bool
+    status: int,
+    date: bytes,
+    request_id: str,
+    framing: bytes,
+    headers: Mapping[str, str],
+    *,
+    close: bool,
+    content_type: str = JSON,
 ) -> bytes:
     """Everything up to the body.
 
@@ -26,7 +34,7 @@ def head_of(
     if close:
         extra += "connection: close\r\n"
     return b"%bdate: %b\r\nx-request-id: %b\r\n%b%b\r\n" % (
-        _start_of(status),
+        _start_of(status, content_type),
         date,
         request_id.encode(),
         extra.encode(),
@@ -35,9 +43,9 @@ def head_of(
 
 
 @cache
-def _start_of(status: int) -> bytes:
+def _start_of(status: int, content_type: str) -> bytes:
     lines = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}".encode()]
     lines += [name + b": " + value for name, value in CORS_HEADERS]
     if status != HTTPStatus.NO_CONTENT:
-        lines.append(b"content-type: application/json")
+        lines.append(b"content-type: " + content_type.encode())
     return b"".join(line + b"\r\n" for line in lines)

@@ -142,6 +142,16 @@ class Counts:
 
         return await self._bridge.run(read, writes=False)
 
+    async def partitions(self, queues: Sequence[str]) -> dict[str, int]:
+        """How many partitions queues have, by name."""
+
+        async def read(connection: Connection) -> dict[str, int]:
+            rows = await connection.fetch("SELECT queue_id, name FROM queen.queues WHERE name = ANY ($1)", queues)
+            sums = await self.sums(connection, [row["queue_id"] for row in rows])
+            return {row["name"]: sums[row["queue_id"]].partitions for row in rows if row["queue_id"] in sums}
+
+        return await self._bridge.run(read, writes=False)
+
     async def read_queues(
         self,
         connection: Connection,

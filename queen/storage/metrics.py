@@ -12,6 +12,8 @@ import msgspec
 from queen.model.metrics import (
     TALLIES,
     WORK,
+    DeadLetterSummary,
+    Leases,
     ParkedPoint,
     Process,
     ProcessState,
@@ -23,15 +25,19 @@ from queen.model.metrics import (
 )
 from queen.storage.bridge import Bridge
 from queen.storage.connect import Connection
+from queen.storage.counts import ALL_SUMS
 
 SPANS: Final = (1, 15, 360)
 """Minutes that rows of the series cover."""
 
-LIVE_SECONDS: Final = 35
-"""A worker that has said nothing for longer is taken for gone: it speaks every 10 s unless told otherwise."""
-
 FORGET_SECONDS: Final = 3600
 """After which a process that is gone is forgotten."""
+
+MAX_LEASES: Final = 10_000
+MAX_DEAD_LETTERS: Final = 10_000
+"""Rows of a bucket that a page sums or groups."""
+
+TOP_ERRORS: Final = 10
 
 MAX_SERIES_QUEUES: Final = 100
 """Queues that a page of series shows when it is asked for none in particular: the busiest."""
@@ -77,6 +83,100 @@ _SWITCH: Final = """
     INSERT INTO queen.switches AS s (name, enabled, changed_at) VALUES ($1, $2, clock_timestamp())
     ON CONFLICT ON CONSTRAINT switches_pkey DO UPDATE SET enabled = excluded.enabled, changed_at = excluded.changed_at
 """
+_LEASES: Final = """
+    SELECT count(DISTINCT c.lease_id) AS leases, count(*) AS partitions,
+        coalesce(sum(c.lease_end - c.lease_first), 0)::bigint AS messages,
+        coalesce(sum(c.acked), 0)::bigint AS acked
+    FROM (
+        SELECT cu.lease_id, cu.lease_first, cu.lease_end,
+            (SELECT sum(upper(r) - lower(r)) FROM unnest(cu.acked) r) AS acked
+        FROM queen.cursors cu
+        WHERE cu.bucket = $1 AND cu.lease_id IS NOT NULL AND cu.lease_expires_at > clock_timestamp()
+            AND cu.lease_epoch = $2
+        LIMIT $3
+    ) c
+"""
+_DEAD_TOTAL: Final = "SELECT coalesce(sum(s.dead_letters), 0)::bigint FROM (" + ALL_SUMS + ") s"
+_DEAD_ERRORS: Final = """
+    SELECT left(d.error, 200) AS error, count(*) AS letters,
+        (SELECT count(DISTINCT x.partition_id) FROM (
+            SELECT dl.partition_id FROM queen.dead_letters dl WHERE dl.bucket = $1 ORDER BY dl.failed_at DESC LIMIT $2
+        ) x) AS partitions
+    FROM (
+        SELECT dl.error FROM queen.dead_letters dl WHERE dl.bucket = $1 ORDER BY dl.failed_at DESC LIMIT $2
+    ) d
+    GROUP BY 1 ORDER BY 2 DESC LIMIT 100
+"""
+_DEAD_BY_QUEUE: Final = (
+    "SELECT q.name, sum(s.dead_letters)::bigint AS letters FROM ("
+    + ALL_SUMS
+    + ") s JOIN queen.queues q ON q.queue_id = s.queue_id GROUP BY q.name HAVING sum(s.dead_letters) > 0"
+    " ORDER BY 2 DESC, 1 LIMIT 1000"
+)
+POSTGRES: Final = {
+    "database": """
+        SELECT datname AS name, pg_database_size(datname) AS "sizeBytes", numbackends AS connections,
+            xact_commit AS commits, xact_rollback AS rollbacks, deadlocks, temp_bytes AS "tempBytes",
+            version() AS version
+        FROM pg_stat_database WHERE datname = current_database()
+    """,
+    "databaseCache": """
+        SELECT blks_hit AS hits, blks_read AS reads,
+            round(100.0 * blks_hit / greatest(blks_hit + blks_read, 1), 2)::float8 AS "hitPercent"
+        FROM pg_stat_database WHERE datname = current_database()
+    """,
+    "tableCache": """
+        SELECT relname AS name, heap_blks_hit AS hits, heap_blks_read AS reads,
+            round(100.0 * heap_blks_hit / greatest(heap_blks_hit + heap_blks_read, 1), 2)::float8 AS "hitPercent"
+        FROM pg_statio_user_tables WHERE schemaname = 'queen' ORDER BY heap_blks_hit + heap_blks_read DESC LIMIT 50
+    """,
+    "indexCache": """
+        SELECT indexrelname AS name, relname AS table, idx_blks_hit AS hits, idx_blks_read AS reads,
+            round(100.0 * idx_blks_hit / greatest(idx_blks_hit + idx_blks_read, 1), 2)::float8 AS "hitPercent"
+        FROM pg_statio_user_indexes WHERE schemaname = 'queen' ORDER BY idx_blks_hit + idx_blks_read DESC LIMIT 50
+    """,
+    "cacheSummary": """
+        SELECT coalesce(sum(heap_blks_hit), 0)::bigint AS "tableHits",
+            coalesce(sum(heap_blks_read), 0)::bigint AS "tableReads",
+            coalesce(sum(idx_blks_hit), 0)::bigint AS "indexHits",
+            coalesce(sum(idx_blks_read), 0)::bigint AS "indexReads"
+        FROM pg_statio_user_tables WHERE schemaname = 'queen'
+    """,
+    "deadTuples": """
+        SELECT relname AS name, n_live_tup AS live, n_dead_tup AS dead,
+            round(100.0 * n_dead_tup / greatest(n_live_tup + n_dead_tup, 1), 2)::float8 AS "deadPercent"
+        FROM pg_stat_user_tables WHERE schemaname = 'queen' ORDER BY n_dead_tup DESC LIMIT 50
+    """,
+    "hotUpdates": """
+        SELECT relname AS name, n_tup_upd AS updates, n_tup_hot_upd AS "hotUpdates",
+            round(100.0 * n_tup_hot_upd / greatest(n_tup_upd, 1), 2)::float8 AS "hotPercent"
+        FROM pg_stat_user_tables WHERE schemaname = 'queen' AND n_tup_upd > 0 ORDER BY n_tup_upd DESC LIMIT 50
+    """,
+    "activeQueries": """
+        SELECT pid, state, wait_event AS "waitEvent",
+            round(extract(epoch FROM clock_timestamp() - query_start), 3)::float8 AS seconds, left(query, 200) AS query
+        FROM pg_stat_activity
+        WHERE datname = current_database() AND state <> 'idle' AND pid <> pg_backend_pid()
+        ORDER BY query_start LIMIT 50
+    """,
+    "autovacuumStatus": """
+        SELECT relname AS name, last_autovacuum AS "lastVacuum", last_autoanalyze AS "lastAnalyze",
+            autovacuum_count AS vacuums, autoanalyze_count AS analyzes
+        FROM pg_stat_user_tables WHERE schemaname = 'queen' ORDER BY relname
+    """,
+    "bufferConfig": """
+        SELECT name, setting, unit FROM pg_settings
+        WHERE name IN ('shared_buffers', 'effective_cache_size', 'work_mem', 'maintenance_work_mem', 'wal_buffers')
+        ORDER BY name
+    """,
+    "tableSizes": """
+        SELECT c.relname AS name, pg_total_relation_size(c.oid) AS "totalBytes", pg_table_size(c.oid) AS "tableBytes",
+            pg_indexes_size(c.oid) AS "indexBytes"
+        FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+        WHERE n.nspname = 'queen' AND c.relkind IN ('r', 'p') ORDER BY 2 DESC LIMIT 50
+    """,
+}
+"""What PostgreSQL says of itself, by the subject under which it is shown."""
 
 
 class Report(msgspec.Struct, kw_only=True):
@@ -172,8 +272,8 @@ class Metrics:
 
     # -- reading --------------------------------------------------------------------------------------------------
 
-    async def processes(self, live_seconds: float = LIVE_SECONDS) -> list[Process]:
-        """The workers that live, of all servers on this database."""
+    async def processes(self, live_seconds: float) -> list[Process]:
+        """The workers of all servers on this database that have spoken in the last ``live_seconds``."""
 
         async def read(connection: Connection) -> list[Process]:
             return [_process(row) for row in await connection.fetch(_PROCESSES, float(live_seconds))]
@@ -241,6 +341,56 @@ class Metrics:
                 )
                 for row in rows
             ]
+
+        return await self._bridge.run(read, writes=False)
+
+    async def leases(self, buckets: int) -> Leases:
+        """The live leases, of at most MAX_LEASES cursors a bucket."""
+
+        async def read(connection: Connection) -> Leases:
+            rows = [
+                await connection.fetchrow(_LEASES, bucket, connection.epoch, MAX_LEASES) for bucket in range(buckets)
+            ]
+            return Leases(
+                leases=sum(row["leases"] for row in rows),
+                partitions=sum(row["partitions"] for row in rows),
+                messages=sum(row["messages"] for row in rows),
+                acked=sum(row["acked"] for row in rows),
+            )
+
+        return await self._bridge.run(read, writes=False)
+
+    async def dead_letters(self, buckets: int) -> DeadLetterSummary:
+        """How many dead letters there are, and what the newest MAX_DEAD_LETTERS of each bucket are about."""
+
+        async def read(connection: Connection) -> DeadLetterSummary:
+            total = await connection.fetchval(_DEAD_TOTAL)
+            errors: dict[str, int] = {}
+            partitions = 0
+            for bucket in range(buckets):
+                for row in await connection.fetch(_DEAD_ERRORS, bucket, MAX_DEAD_LETTERS):
+                    errors[row["error"]] = errors.get(row["error"], 0) + row["letters"]
+                    partitions = max(partitions, row["partitions"])
+            most = sorted(errors.items(), key=lambda pair: (-pair[1], pair[0]))[:TOP_ERRORS]
+            return DeadLetterSummary(total=total, partitions=partitions, errors=tuple(most))
+
+        return await self._bridge.run(read, writes=False)
+
+    async def dead_letters_by_queue(self) -> dict[str, int]:
+        """Dead letters of the queues that have any, the most first, at most a thousand queues."""
+
+        async def read(connection: Connection) -> dict[str, int]:
+            return {row["name"]: row["letters"] for row in await connection.fetch(_DEAD_BY_QUEUE)}
+
+        return await self._bridge.run(read, writes=False)
+
+    async def postgres(self) -> dict[str, list[dict[str, Any]]]:
+        """What PostgreSQL says of itself, by subject: rows with the names of their columns."""
+
+        async def read(connection: Connection) -> dict[str, list[dict[str, Any]]]:
+            return {
+                subject: [dict(row) for row in await connection.fetch(query)] for subject, query in POSTGRES.items()
+            }
 
         return await self._bridge.run(read, writes=False)
 

@@ -46,6 +46,12 @@ def read_message_query(query: Mapping[str, str]) -> MessageQuery:
     )
 
 
+def read_queue_messages_query(queue: str, query: Mapping[str, str]) -> MessageQuery:
+    """The messages of one queue, of any age."""
+    limit, offset = read_page(query, 50, MAX_PAGE)
+    return MessageQuery(queue=queue, status=_STATUSES.get(query.get("status", "")), limit=limit, offset=offset)
+
+
 def write_messages(found: Found) -> bytes:
     return msgspec.json.encode(
         {

@@ -101,9 +101,11 @@ CREATE OR REPLACE FUNCTION queen.add_vectors(a bigint[], b bigint[]) RETURNS big
     SELECT CASE WHEN cardinality(a) <> cardinality(b) THEN b ELSE ARRAY(SELECT x + y FROM unnest(a, b) AS v (x, y)) END
 $$;
 
-CREATE OR REPLACE FUNCTION queen.merge_vectors(a double precision[], b double precision[], p_how text)
-RETURNS double precision[] LANGUAGE sql IMMUTABLE AS $$
-    SELECT CASE WHEN cardinality(a) <> cardinality(b) THEN b ELSE ARRAY(
+-- a is of a row with a_samples measurements, b of one with b_samples.
+CREATE OR REPLACE FUNCTION queen.merge_vectors(
+    a double precision[], a_samples bigint, b double precision[], b_samples bigint, p_how text
+) RETURNS double precision[] LANGUAGE sql IMMUTABLE AS $$
+    SELECT CASE WHEN b_samples = 0 THEN a WHEN a_samples = 0 OR cardinality(a) <> cardinality(b) THEN b ELSE ARRAY(
         SELECT CASE p_how WHEN 'sum' THEN x + y WHEN 'least' THEN least(x, y) ELSE greatest(x, y) END
         FROM unnest(a, b) AS v (x, y)) END
 $$;
@@ -164,9 +166,10 @@ BEGIN
     ON CONFLICT ON CONSTRAINT worker_series_pkey DO UPDATE SET pid = excluded.pid,
         samples = t.samples + excluded.samples, counters = queen.add_vectors(t.counters, excluded.counters),
         lag_max_ms = greatest(t.lag_max_ms, excluded.lag_max_ms),
-        sums = queen.merge_vectors(t.sums, excluded.sums, 'sum'),
-        leasts = queen.merge_vectors(t.leasts, excluded.leasts, 'least'),
-        greatests = queen.merge_vectors(t.greatests, excluded.greatests, 'greatest'), lasts = excluded.lasts;
+        sums = queen.merge_vectors(t.sums, t.samples, excluded.sums, excluded.samples, 'sum'),
+        leasts = queen.merge_vectors(t.leasts, t.samples, excluded.leasts, excluded.samples, 'least'),
+        greatests = queen.merge_vectors(t.greatests, t.samples, excluded.greatests, excluded.samples, 'greatest'),
+        lasts = CASE WHEN excluded.samples = 0 THEN t.lasts ELSE excluded.lasts END;
     INSERT INTO queen.cluster_counters AS t (bucket, name, value)
     SELECT 0, c.name, c.value FROM unnest(p_names, p_counters) AS c (name, value) WHERE c.value > 0
     ORDER BY c.name

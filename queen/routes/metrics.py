@@ -1,0 +1,67 @@
+"""GET /metrics and /metrics/prometheus: of all workers of all servers on this database, whichever answers.
+
+The first says what is in memory and waits for nothing; the second asks storage too, and goes without it when it does
+not answer.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Final
+
+import structlog
+import trio
+
+from queen.errors import QueenError
+from queen.model.metrics import Window
+from queen.routes.call import Answer, Call, Context
+from queen.routes.wire.metrics import PROMETHEUS, ServerMetrics, StoredMetrics, write_metrics, write_prometheus
+
+SCRAPE_SECONDS: Final = 2.0
+"""How long a scrape waits for storage; Prometheus gives up after ten."""
+
+log = structlog.get_logger("queen.http")
+
+
+async def show_metrics(context: Context, call: Call) -> Answer:
+    return Answer(200, write_metrics(_known(context, healthy=True)))
+
+
+async def show_prometheus(context: Context, call: Call) -> Answer:
+    stored = None
+    with trio.move_on_after(SCRAPE_SECONDS):
+        try:
+            stored = await _stored(context)
+        except QueenError as error:
+            log.warning("scraped without storage", error=error.detail)
+    return Answer(200, write_prometheus(_known(context, healthy=stored is not None), stored), PROMETHEUS)
+
+
+def _known(context: Context, *, healthy: bool) -> ServerMetrics:
+    monitor = context.engine.admin.monitor
+    now = datetime.now(UTC)
+    started_at = min((process.started_at for process in monitor.processes), default=monitor.started_at)
+    return ServerMetrics(
+        uptime_seconds=max(0.0, (now - started_at).total_seconds()),
+        processes=monitor.processes,
+        cluster=monitor.cluster,
+        recent=monitor.recent,
+        healthy=healthy,
+    )
+
+
+async def _stored(context: Context) -> StoredMetrics:
+    admin = context.engine.admin
+    now = datetime.now(UTC)
+    minute = now.replace(second=0, microsecond=0) - timedelta(minutes=1)
+    window = Window(minute, minute, 1)
+    letters = await admin.dead_letters_by_queue()
+    return StoredMetrics(
+        at=minute,
+        now=now,
+        queues=await admin.series(window, None),
+        workers=await admin.workers(window),
+        dead_letters=letters,
+        dead_letter_total=sum(letters.values()),
+        pops_paused=context.engine.pops_paused,
+    )

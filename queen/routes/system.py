@@ -1,0 +1,58 @@
+"""Switches of the server, and what the contract has for servers of other kinds, answered as far as it applies."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+
+from queen.errors import InvalidRequest, Unsupported
+from queen.routes.call import Answer, Call, Context
+from queen.routes.health import is_connected
+from queen.routes.wire.body import RAW_OBJECT, body_fields, decode_body, scalar_of
+
+_NOT_SHARED: Final = msgspec.json.encode({"enabled": False, "reason": "servers share nothing but the database"})
+
+
+async def show_maintenance(context: Context, call: Call) -> Answer:
+    healthy = await is_connected(context)
+    return Answer(
+        200,
+        msgspec.json.encode(
+            {
+                "maintenanceMode": False,
+                "popMaintenanceMode": await context.engine.admin.pops_paused(),
+                "bufferedMessages": 0,
+                "bufferHealthy": healthy,
+                "bufferStats": {"pending": 0, "failed": 0, "dbHealthy": healthy},
+            }
+        ),
+    )
+
+
+async def show_pop_maintenance(context: Context, call: Call) -> Answer:
+    return Answer(200, msgspec.json.encode({"popMaintenanceMode": await context.engine.admin.pops_paused()}))
+
+
+async def switch_pop_maintenance(context: Context, call: Call) -> Answer:
+    """Every pop of every worker answers with nothing, from a second after this at the latest, also over restarts."""
+    enabled = scalar_of(decode_body(call.body, RAW_OBJECT, body_fields).get("enabled"))
+    if not isinstance(enabled, bool):
+        raise InvalidRequest("enabled (boolean) is required")
+    await context.engine.admin.pause_pops(paused=enabled)
+    call.facts["enabled"] = enabled
+    message = "Pop maintenance mode enabled" if enabled else "Pop maintenance mode disabled"
+    return Answer(200, msgspec.json.encode({"popMaintenanceMode": enabled, "message": message}))
+
+
+async def show_shared_state(context: Context, call: Call) -> Answer:
+    return Answer(200, _NOT_SHARED)
+
+
+async def notify(context: Context, call: Call) -> Answer:
+    """A hint from a server of another kind: ours tell each other through the database."""
+    return Answer(200, b'{"status":"ok"}')
+
+
+async def migrate(context: Context, call: Call) -> Answer:
+    raise Unsupported("not supported")
