@@ -17,6 +17,7 @@ import trio
 
 from queen.model.message import AckStatus
 from queen.model.queue import Queue, StartFrom, StartMode
+from queen.model.stream import Cycle, CycleAck, StateChange, StateFilter, StreamQuery
 from queen.storage.ids import partition_id_of, uuid7_texts
 
 if TYPE_CHECKING:
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
 AROUND: Final = 50_000
 
 LARGE: Final = (
-    "partitions", "segments", "transaction_ids", "cursors", "dead_letters", "queue_buckets"
+    "partitions", "segments", "transaction_ids", "cursors", "dead_letters", "queue_buckets", "stream_partitions",
+    "stream_state"
 )  # fmt: skip
 
 FILL: Final = """
@@ -53,6 +55,21 @@ WITH born AS (
 INSERT INTO queen.cursors (bucket, partition_id, group_name, queue_id, committed, ready_at)
 SELECT 0, b.partition_id, g.name, $1, 0, g.ready_at
 FROM born b CROSS JOIN (VALUES ('idle', NULL), ('busy', clock_timestamp())) AS g (name, ready_at)
+"""
+
+
+FILL_STREAM: Final = """
+WITH known AS (
+    INSERT INTO queen.stream_partitions (bucket, query_id, partition_id)
+    SELECT 0, $1, given.partition_id FROM unnest($2::uuid[]) AS given (partition_id)
+    ON CONFLICT DO NOTHING
+)
+INSERT INTO queen.stream_state (bucket, query_id, partition_id, key, window_end, codec, value, updated_at)
+SELECT 0, $1, given.partition_id, 'around'::bytea, 0, 0, '{}'::bytea, clock_timestamp()
+FROM unnest($2::uuid[]) AS given (partition_id)
+UNION ALL
+SELECT 0, $1, $3, convert_to('open ' || n, 'UTF8'), 1e12, 0, '{}'::bytea, clock_timestamp()
+FROM generate_series(1, 20000) AS n
 """
 
 
@@ -201,6 +218,50 @@ async def a_queue_born_filled_and_deleted_beside_it(broker: Broker, number: int)
     assert await broker.engine.delete_queue(name)
 
 
+@verb(limit=200)
+async def cycle_of_a_stream(broker: Broker, number: int) -> None:
+    query_id = await _stream(broker)
+    queue = broker.engine.store.catalogue.cached("q")
+    assert queue is not None
+    await broker.push("q", 1, 2, partition=f"stream {number}")
+    popped = await broker.pop("q", group="idle", partition=f"stream {number}")
+    cycle = Cycle(
+        query_id=query_id,
+        partition_id=partition_id_of(queue.queue_id, f"stream {number}"),
+        group="idle",
+        changes=[StateChange("a", b"1"), StateChange("b", None)],
+        messages=[broker.message(queue="q", partition=f"stream {number}")],
+        ack=CycleAck(transaction_id=popped[1].transaction_id, lease_id=popped.lease),
+        release_lease=True,
+        digest=b"digest",
+    )
+    for repeated in (False, True):
+        result = await broker.engine.cycle_stream(cycle, None)
+        assert (result.error, result.repeated) == (None, repeated)
+
+
+@verb(limit=100)
+async def state_of_a_stream(broker: Broker, _: int) -> None:
+    query_id, partition_id = await _stream(broker), _partition_with_windows(broker)
+    for wanted in (
+        StateFilter(prefix="open ", ripe_until=1e11),
+        StateFilter(keys=("open 5", "open 6", "nothing")),
+        StateFilter(prefix="open 777"),
+    ):
+        assert len(await broker.engine.stream_state(query_id, partition_id, wanted)) < 50
+
+
+async def _stream(broker: Broker) -> UUID:
+    query = StreamQuery(name="totals", source_queue="q", sink_queue=None, config_hash="h", reset=False)
+    return (await broker.engine.register_stream(query))[0]
+
+
+def _partition_with_windows(broker: Broker) -> UUID:
+    queue = broker.engine.store.catalogue.cached("q")
+    assert queue is not None
+    return partition_id_of(queue.queue_id, "windows")
+
+
 async def _flush(broker: Broker) -> None:
     """Have every connection of the engine report what it has counted."""
     bridge = broker.engine.store._bridge
@@ -227,10 +288,11 @@ async def _counters(sql: Session) -> dict[str, int]:
     return {row["name"]: row["rows"] for row in rows}
 
 
-async def _fill(sql: Session, queue: Queue) -> None:
+async def _fill(sql: Session, queue: Queue, query_id: UUID) -> None:
     names = [f"around {at}" for at in range(AROUND)]
     ids: list[UUID] = [partition_id_of(queue.queue_id, name) for name in names]
     await sql.execute(FILL, queue.queue_id, ids, names)
+    await sql.execute(FILL_STREAM, query_id, ids, partition_id_of(queue.queue_id, "windows"))
     await sql.execute("SELECT pg_stat_force_next_flush()")
 
 
@@ -243,7 +305,7 @@ async def test_no_verb_reads_what_does_not_concern_it(open_broker: OpenBroker, s
         for verb in VERBS.values():
             await verb.run(broker, 0)
         await _flush(broker)
-        await _fill(sql, queue)
+        await _fill(sql, queue, await _stream(broker))
         if statistics == "fresh":
             await sql.execute("ANALYZE")
         excesses: dict[str, dict[str, int]] = {}

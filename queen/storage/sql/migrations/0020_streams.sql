@@ -245,10 +245,15 @@ BEGIN
                 AND (p_ripe_until IS NULL OR s.window_end <= p_ripe_until)
             ORDER BY s.key;
     ELSIF p_ripe_until IS NOT NULL THEN
-        RETURN QUERY SELECT s.key, s.codec, s.key_id, s.value, s.updated_at FROM queen.stream_state s
-            WHERE s.bucket = p_bucket AND s.query_id = p_query_id AND s.partition_id = p_partition_id
-                AND s.window_end <= p_ripe_until AND s.key >= p_from AND s.key < p_to
-            ORDER BY s.key;
+        -- first by the end of the window: of many that are open, few are over
+        RETURN QUERY WITH ripe AS MATERIALIZED (
+                SELECT * FROM queen.stream_state s
+                WHERE s.bucket = p_bucket AND s.query_id = p_query_id AND s.partition_id = p_partition_id
+                    AND s.window_end <= p_ripe_until
+            )
+            SELECT r.key, r.codec, r.key_id, r.value, r.updated_at FROM ripe r
+            WHERE r.key >= p_from AND r.key < p_to
+            ORDER BY r.key;
     ELSE
         RETURN QUERY SELECT s.key, s.codec, s.key_id, s.value, s.updated_at FROM queen.stream_state s
             WHERE s.bucket = p_bucket AND s.query_id = p_query_id AND s.partition_id = p_partition_id
