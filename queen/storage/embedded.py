@@ -124,6 +124,17 @@ class Cluster(msgspec.Struct, frozen=True):
         arguments = [argument for name, value in settings.items() for argument in ("-c", f"{name}={value}")]
         return [str(self.programs.directory / "postgres"), "-D", str(self.data), *arguments]
 
+    def clear_locks(self) -> None:
+        """Remove what a server that was killed left to keep others out.
+
+        PostgreSQL takes such files for live ones where their process id is, by now, another process, or one that has
+        ended and was never reaped. Nobody else can have written them: the data directory is locked, no server was found
+        running in it, and one that we ran has ended.
+        """
+        (self.data / "postmaster.pid").unlink(missing_ok=True)
+        for name in (f".s.PGSQL.{PORT}", f".s.PGSQL.{PORT}.lock"):
+            (self.socket_directory / name).unlink(missing_ok=True)
+
     def popen_options(self) -> dict[str, Any]:
         """Options for ``trio.run_process``: its user, a clean environment, and a session that Ctrl-C does not reach."""
         return _child_options(self.identity)
@@ -440,29 +451,22 @@ def _has_cluster(data: Path, programs: Programs) -> bool:
 
 
 async def _stop_orphan(data: Path) -> None:
-    """Stop the server that a killed supervisor left behind in this cluster, or clear away its trace.
+    """Stop the server that a killed supervisor left running in this cluster.
 
     Its workers ended with their supervisor, so nobody is using it. Starting anew rather than taking it over makes it
     our child, whose end we hear of and whose log we read.
     """
-    pid_file = data / "postmaster.pid"
     try:
-        pid = int(pid_file.read_text().split("\n", 1)[0])
+        pid = int((data / "postmaster.pid").read_text().split("\n", 1)[0])
     except (FileNotFoundError, ValueError):
         return
     try:
         handle = os.pidfd_open(abs(pid))
     except ProcessLookupError:
-        return  # gone: postgres itself finds the stale file and replaces it
+        return
     try:
-        # Process ids come round again, soonest in containers.
-        match _runs_here(pid, data):
-            case False:
-                log.warning("removing a stale postmaster.pid: its process id is another program's now", pid=pid)
-                pid_file.unlink(missing_ok=True)
-                return
-            case None:
-                return
+        if not _runs_here(pid, data):  # process ids come round again, soonest in containers
+            return
         log.warning("stopping the PostgreSQL that an earlier supervisor left running", pid=pid)
         for number, seconds in (
             (signal.SIGINT, FAST_STOP_SECONDS),
@@ -479,14 +483,23 @@ async def _stop_orphan(data: Path) -> None:
         os.close(handle)
 
 
-def _runs_here(pid: int, data: Path) -> bool | None:
-    """Whether that process is this cluster's postmaster; None if it is some postmaster, of which cannot be told."""
+def _runs_here(pid: int, data: Path) -> bool:
+    """Whether that process is this cluster's postmaster.
+
+    Raises:
+        StartupError: it is some PostgreSQL, and we may not look closely enough to tell.
+    """
     try:
         return Path(os.readlink(f"/proc/{pid}/cwd")) == data.resolve()  # a postmaster works in its cluster
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):  # it has ended, reaped or not
         return False
     except PermissionError:  # root in a container may not look there; arguments can be read by all
         arguments = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
         if Path(os.fsdecode(arguments[0])).name != "postgres":
             return False
-        return True if os.fsencode(data) in arguments else None
+        if os.fsencode(data) in arguments:
+            return True
+        raise StartupError(
+            f"process {pid}, named in {data}/postmaster.pid, is a PostgreSQL that may be using this data: stop it, or "
+            "remove that file if it belongs to other data"
+        ) from None

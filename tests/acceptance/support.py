@@ -203,6 +203,12 @@ def kill(pid: int, number: int) -> None:
         os.kill(pid, number)
 
 
+def destroy(pid: int) -> None:
+    """Kill a process and see it dead: it takes along what it accepts until then."""
+    os.kill(pid, signal.SIGKILL)
+    eventually(STOP_SECONDS, lambda: not is_alive(pid))
+
+
 def cluster_state(home: Path) -> str:
     """How the cluster was left, by pg_controldata: ``shut down`` when it was stopped cleanly."""
     done = subprocess.run(

@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import time
+from pathlib import Path
 
 from .conftest import StartServer
 from .support import (
@@ -13,6 +14,7 @@ from .support import (
     TINY,
     children,
     cluster_state,
+    destroy,
     eventually,
     is_alive,
     is_free,
@@ -23,7 +25,7 @@ def test_a_killed_worker_is_replaced_and_the_port_keeps_answering(start_server: 
     server = start_server(*TINY, *NO_DATABASE, workers=2).wait_ready()
     victim, survivor = server.worker_pids
 
-    os.kill(victim, signal.SIGKILL)
+    destroy(victim)
 
     # Connections that the kernel gave to the empty slot wait in its backlog for the successor: none is refused.
     assert [server.get(seconds=10)[0] for _ in range(20)] == [200] * 20
@@ -38,8 +40,8 @@ def test_the_only_worker_is_replaced_each_time_it_dies(start_server: StartServer
 
     for _ in range(3):
         (victim,) = eventually(10, lambda: server.worker_pids)
-        os.kill(victim, signal.SIGKILL)
-        assert int(server.get(seconds=20)[1]) != victim
+        destroy(victim)
+        assert eventually(20, server.answers)
 
     assert "was killed by SIGKILL" in server.log
 
@@ -101,6 +103,24 @@ def test_a_killed_postgres_is_started_again_and_the_workers_stay(start_server: S
     assert cluster_state(server.home) == "shut down"
 
 
+def test_a_slot_whose_workers_die_at_boot_is_left_out_until_one_comes_up(
+    start_server: StartServer, scratch: Path
+) -> None:
+    fault = scratch / "fault"
+    server = start_server(*TINY, *NO_DATABASE, workers=2, environment={"TINY_FAULT": f"boot-crash-if:{fault}"})
+    server.wait_ready()
+    victim, survivor = server.worker_pids
+    fault.touch()
+    destroy(victim)
+    eventually(20, lambda: server.log.count('"worker died"') >= 3)  # two seconds or more until the next
+
+    assert [server.get() for _ in range(50)] == [(200, str(survivor).encode())] * 50
+
+    fault.unlink()
+    eventually(20, lambda: server.log.count('"worker ready"') == 3)
+    assert eventually(10, lambda: len({server.get()[1] for _ in range(20)}) == 2)
+
+
 def test_the_server_goes_on_when_nobody_reads_what_it_writes(start_server: StartServer) -> None:
     reading, writing = os.pipe()
     server = start_server(*TINY, *NO_DATABASE, workers=1, stderr=writing).wait_ready()
@@ -109,8 +129,8 @@ def test_the_server_goes_on_when_nobody_reads_what_it_writes(start_server: Start
 
     for _ in range(3):
         (victim,) = eventually(10, lambda: server.worker_pids)
-        os.kill(victim, signal.SIGKILL)
-        assert int(server.get(seconds=20)[1]) != victim
+        destroy(victim)
+        assert eventually(20, server.answers)
 
     assert server.stop() == 0
 
@@ -127,4 +147,3 @@ def test_a_stale_pid_file_that_names_a_stranger_does_not_stand_in_the_way(start_
     second = start_server(*TINY, workers=1).wait_ready()
 
     assert second.answers()
-    assert "removing a stale postmaster.pid" in second.log

@@ -19,6 +19,8 @@ Send = Callable[[dict[str, Any]], Awaitable[None]]
 
 FAULT = os.environ.get("TINY_FAULT", "")
 
+if FAULT.startswith("boot-crash-if:") and os.path.exists(FAULT.partition(":")[2]):
+    os._exit(9)
 if FAULT == "import":
     raise RuntimeError("this module cannot be imported")
 

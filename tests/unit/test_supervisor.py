@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import subprocess
 import sys
@@ -15,18 +16,10 @@ import trio.testing
 from queen.config.settings import Secret, Settings
 from queen.control import ControlChannel, Drain, Failed, Heartbeat, Message, Ready, Start
 from queen.errors import StartupError
-from queen.supervisor import (
-    MAX_OUTPUT_LINE_BYTES,
-    STATUS_SECONDS,
-    Backoff,
-    Foreign,
-    Supervisor,
-    describe_exit,
-    first_error,
-    http_url,
-    lines,
-    listen,
-)
+from queen.supervisor.children import MAX_OUTPUT_LINE_BYTES, Backoff, describe_exit, lines
+from queen.supervisor.database import Foreign
+from queen.supervisor.listeners import Port
+from queen.supervisor.supervisor import STATUS_SECONDS, Supervisor, first_error
 
 
 def test_a_worker_that_dies_is_started_again_at_once_then_later_and_later() -> None:
@@ -54,37 +47,44 @@ def test_a_worker_that_has_served_for_a_while_is_started_again_at_once() -> None
 
 
 def test_listening_sockets_share_a_port_that_nobody_else_can_take() -> None:
-    listeners = listen("127.0.0.1", 0, 3)
-    try:
-        ports = {listener.getsockname()[1] for listener in listeners}
-        assert len(ports) == 1
-        (port,) = ports
-        with pytest.raises(StartupError, match=f"cannot listen on 127.0.0.1 port {port}: Address already in use"):
-            listen("127.0.0.1", port, 1)
-        with socket.create_connection(("127.0.0.1", port)):
+    with Port("127.0.0.1", 0) as port, port.listen(), port.listen():
+        number = port.address[1]
+        with pytest.raises(StartupError, match=f"cannot listen on 127.0.0.1 port {number}: Address already in use"):
+            Port("127.0.0.1", number)
+        with socket.create_connection(("127.0.0.1", number)):
             pass
-    finally:
-        for listener in listeners:
-            listener.close()
+
+
+def test_a_port_that_nobody_listens_on_for_a_while_stays_ours_and_takes_no_connection() -> None:
+    with Port("127.0.0.1", 0) as port:
+        port.listen().close()
+
+        with pytest.raises(StartupError, match="Address already in use"):
+            Port("127.0.0.1", port.address[1])
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", port.address[1]))
+        with port.listen(), socket.create_connection(("127.0.0.1", port.address[1])):
+            pass
 
 
 def test_a_port_is_free_again_right_after_its_server() -> None:
-    (first,) = listen("127.0.0.1", 0, 1)
-    port = first.getsockname()[1]
-    with first, socket.create_connection(("127.0.0.1", port)) as client, first.accept()[0] as served:
-        served.close()  # the server's side closes first: its end of the connection lingers in TIME_WAIT
+    with (
+        Port("127.0.0.1", 0) as port,
+        port.listen() as listener,
+        socket.create_connection(("127.0.0.1", port.address[1])) as client,
+    ):
+        listener.accept()[0].close()  # the server's side closes first: its end of the connection lingers
         assert client.recv(1) == b""
 
-    (second,) = listen("127.0.0.1", port, 1)
-    second.close()
+    Port("127.0.0.1", port.address[1]).close()
 
 
 @pytest.mark.parametrize(
-    ("address", "url"),
-    [(("127.0.0.1", 80), "http://127.0.0.1:80"), (("::1", 6632, 0, 0), "http://[::1]:6632")],
+    ("host", "url"), [("127.0.0.1", r"http://127\.0\.0\.1:\d+"), ("::1", r"http://\[::1\]:\d+")], ids=["IPv4", "IPv6"]
 )
-def test_the_url_of_an_address(address: tuple[object, ...], url: str) -> None:
-    assert http_url(address) == url
+def test_the_url_of_a_port(host: str, url: str) -> None:
+    with Port(host, 0) as port:
+        assert re.fullmatch(url, port.url)
 
 
 @pytest.mark.parametrize(
@@ -202,9 +202,9 @@ async def test_sending_to_a_process_that_is_gone_says_so() -> None:
 
 
 async def test_the_status_line_tells_rates_over_the_minute_and_restarts(autojump_clock: trio.testing.MockClock) -> None:
-    listeners = listen("127.0.0.1", 0, 2)
-    settings = Settings(database_url=Secret("postgresql:///"), log_format="json")
-    supervisor = Supervisor(settings, listeners, app="none:none", announce=lambda _: None)
+    settings = Settings(database_url=Secret("postgresql:///"), log_format="json", workers=2)
+    with Port("127.0.0.1", 0) as port:
+        supervisor = Supervisor(settings, port, app="none:none", announce=lambda _: None)
     first, second = supervisor.slots
     with structlog.testing.capture_logs() as logged:
         async with trio.open_nursery() as nursery:
@@ -219,8 +219,8 @@ async def test_the_status_line_tells_rates_over_the_minute_and_restarts(autojump
             first.hear(Heartbeat(loop_lag_ms=0, rss_bytes=0, requests=120, pushed=1800, popped=60, acked=6))
             await trio.sleep(STATUS_SECONDS)
             nursery.cancel_scope.cancel()
-    for listener in listeners:
-        listener.close()
+    first.close_listener()
+    second.close_listener()
 
     minute, next_minute = [line for line in logged if line["event"] == "status"]
     assert minute["active_workers"] == 1
@@ -234,18 +234,19 @@ async def test_the_status_line_tells_rates_over_the_minute_and_restarts(autojump
 
 async def test_where_it_listens_is_told_once_when_the_last_worker_is_ready() -> None:
     said: list[str] = []
-    (listener,) = listen("127.0.0.1", 0, 1)
-    with listener:
-        port = listener.getsockname()[1]
-        settings = Settings(database_url=Secret("postgresql://db/q"))
-        supervisor = Supervisor(settings, [listener, listener], app="none:none", announce=said.append)
-        supervisor.slots[0].hear(Ready())
-        assert said == []
-        supervisor.slots[1].hear(Ready())
-        supervisor.slots[1].hear(Ready())
+    settings = Settings(database_url=Secret("postgresql://db/q"), workers=2)
+    with Port("127.0.0.1", 0) as port:
+        supervisor = Supervisor(settings, port, app="none:none", announce=said.append)
+    first, second = supervisor.slots
+    first.hear(Ready())
+    assert said == []
+    second.hear(Ready())
+    second.hear(Ready())
+    first.close_listener()
+    second.close_listener()
 
     (line,) = said
-    assert f"http://127.0.0.1:{port} (2 workers, database q on db, pid " in line
+    assert f"{port.url} (2 workers, database q on db, pid " in line
 
 
 def test_the_supervisor_imports_neither_app_nor_driver() -> None:

@@ -1,0 +1,115 @@
+"""PostgreSQL as the supervisor sees it: a child to keep running, or a server of the user's own to name."""
+
+from __future__ import annotations
+
+import subprocess
+from collections import deque
+from functools import partial
+from pathlib import Path
+from urllib.parse import parse_qs, unquote, urlsplit
+
+import structlog
+import trio
+
+from queen.config.settings import Settings
+from queen.errors import StartupError
+from queen.storage import embedded
+from queen.supervisor.children import BOOT_CRASHES, LAST_WORDS_SECONDS, Backoff, describe_exit, lines
+
+log = structlog.get_logger(__name__)
+
+
+def choose_database(settings: Settings, hurry: trio.Event) -> Embedded | Foreign:
+    """The PostgreSQL that the settings name, or the one that comes along. Run it; it is up when ``ready`` is set."""
+    if settings.database_url is not None:
+        return Foreign(settings.database_url.reveal())
+    return Embedded(settings.data_dir, hurry)
+
+
+class Foreign:
+    """A PostgreSQL of the user's own: nothing to run. Whether it can be reached, the workers find out."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.ready = trio.Event()
+        parts = urlsplit(url)
+        host = parts.hostname or parse_qs(parts.query).get("host", ["localhost"])[0]
+        self.where = f"database {unquote(parts.path.lstrip('/')) or 'postgres'} on {unquote(host)}"
+
+    async def run(self) -> None:
+        self.ready.set()
+
+
+class Embedded:
+    """The PostgreSQL that comes along, as a child: restarted when it dies, while the workers stay."""
+
+    def __init__(self, home: Path | None, hurry: trio.Event) -> None:
+        self.url = ""
+        self.ready = trio.Event()  # once up, even if it goes down later
+        self._home = (home or embedded.default_home()).absolute()
+        self.where = f"data in {self._home}"
+        self._hurry = hurry
+        self._up_at = 0.0
+        self._last_error = ""
+        self._last_words: deque[str] = deque(maxlen=3)
+
+    async def run(self) -> None:
+        """Keep it running until cancelled, which stops it; fast if ``hurry`` is set.
+
+        Raises:
+            StartupError: it cannot be started.
+        """
+        backoff = Backoff()
+        failed_starts = 0
+        async with embedded.open_cluster(self._home) as cluster:
+            self.url = cluster.url
+            while True:
+                how = await self._run_server(cluster)
+                if not self.ready.is_set():
+                    # Once is no proof: backends of a server killed a moment ago may hold its memory for another.
+                    failed_starts += 1
+                    if failed_starts == BOOT_CRASHES:
+                        why = self._last_error or " ".join(self._last_words) or how
+                        raise StartupError(f"PostgreSQL cannot be started in {cluster.data}: {why}")
+                served_seconds = trio.current_time() - self._up_at if self._up_at else 0.0
+                wait_seconds = backoff.after_death(served_seconds)
+                log.error("PostgreSQL died", how=how, served_seconds=round(served_seconds, 1))
+                await trio.sleep(wait_seconds)
+
+    async def _run_server(self, cluster: embedded.Cluster) -> str:
+        self._up_at, self._last_error = 0.0, ""
+        self._last_words.clear()
+        cluster.clear_locks()
+        async with trio.open_nursery() as child:
+            try:
+                process: trio.Process = await child.start(
+                    partial(
+                        trio.run_process,
+                        cluster.command(),
+                        stdin=subprocess.DEVNULL,
+                        stdout=subprocess.PIPE,
+                        stderr=subprocess.STDOUT,
+                        check=False,
+                        deliver_cancel=partial(embedded.stop_server, hurry=self._hurry),
+                        **cluster.popen_options(),
+                    )
+                )
+            except OSError as error:
+                return f"could not be started: {error}"
+            child.start_soon(self._read_log, process)
+            await process.wait()
+            child.cancel_scope.deadline = trio.current_time() + LAST_WORDS_SECONDS
+        return describe_exit(process.returncode)
+
+    async def _read_log(self, process: trio.Process) -> None:
+        assert process.stdout is not None
+        async for line in lines(process.stdout):
+            text = line.decode(errors="replace")
+            level = embedded.severity(line)
+            self._last_words.append(text)
+            if level == "error":
+                self._last_error = text
+            elif embedded.READY_LINE in line:
+                self._up_at = trio.current_time()
+                self.ready.set()
+            getattr(log, level)("postgres", pid=process.pid, line=text)
