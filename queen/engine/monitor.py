@@ -176,7 +176,7 @@ class Monitor:
             report = self._take()
             try:
                 await self._store.metrics.record(report)
-            except QueenError:
+            except BaseException:  # also when cancelled: there is one more report to come
                 self._unsaid, self._unsaid_work = report.everything, report.work
                 self._unsaid_queues = report.queues
                 report.samples.merge(self._samples)

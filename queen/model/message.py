@@ -87,7 +87,7 @@ class SegmentSlice(msgspec.Struct, frozen=True, kw_only=True):
     id_prefix: str  # the first 24 characters of a UUIDv7, ending in "-"
     minted: bool
     first: int  # offset of the first line
-    count: int  # offsets covered; lines of messages that are not delivered are left out
+    count: int  # lines; those of messages that are not delivered are left out
     lines: bytes
 
 

@@ -374,15 +374,20 @@ async def bury(
     retry_count: int,
     error: str,
     keyring: Keyring,
-) -> None:
-    """asyncio flavor, inside a transaction. Write the dead letter with its payload, or fail with the transaction."""
+) -> bool:
+    """asyncio flavor, inside a transaction. Write the dead letter with its payload, or fail with the transaction.
+
+    False: the message was removed since it was found; there is nothing to keep.
+    """
     row = await connection.fetchrow(_READ, bucket, [partition_id], [offset], [offset + 1])
+    if row is None or row["base_offset"] > offset:
+        return False
     body = Body(row["codec"], row["raw_bytes"], row["key_id"], row["body"])
     lines = unseal(body, partition_id, keyring, queue)
     index = offset - row["base_offset"]
     line = lines.split(b"\n", index + 1)[index]
     if not line:
-        return  # deleted since it was found: there is nothing to keep
+        return False
     sealed = seal(line, partition_id, keyring if body.key_id else None)
     message_id = id_prefix_text(row["id_prefix"]) + line[:12].decode()
     await connection.execute(
@@ -400,6 +405,7 @@ async def bury(
         error,
         sealed.data,
     )
+    return True
 
 
 class Acks:

@@ -63,11 +63,12 @@ class Segment(msgspec.Struct, frozen=True):
         """The part of it that the claim covers, from ``from_offset`` on."""
         first = max(from_offset - self.base_offset, 0)
         end = min(claim.end - self.base_offset, self.message_count)
-        lines = self.lines
+        lines, count = self.lines, end - first
         if self.erased or claim.skipped:  # the cache may hold a line that was deleted since: claim.skipped knows
             skipped = {*self.erased, *(offset - self.base_offset for offset in claim.skipped)}
-            kept = enumerate(lines.split(b"\n")[first:end], start=first)
-            lines = b"\n".join([line for place, line in kept if place not in skipped])
+            places = enumerate(lines.split(b"\n")[first:end], start=first)
+            kept = [line for place, line in places if place not in skipped]
+            lines, count = b"\n".join(kept), len(kept)
         elif first > 0 or end < self.message_count:
             lines = b"\n".join(lines.split(b"\n", end)[first:end])
         return SegmentSlice(
@@ -76,7 +77,7 @@ class Segment(msgspec.Struct, frozen=True):
             id_prefix=self.id_prefix,
             minted=self.minted,
             first=self.base_offset + first,
-            count=end - first,
+            count=count,
             lines=lines,
         )
 
@@ -328,7 +329,8 @@ class Claims:
                     claim, first = owner, owner.first
                 piece = segment.slice(claim, first)
                 self.activity.delivered(claim.queue, piece.count, time.time() - segment.created_at.timestamp())
-                yield piece
+                if piece.count:
+                    yield piece
                 first = min(segment.base_offset + segment.message_count, claim.end)
             if not pieces or first >= claim.end:  # done, or retention or a deletion took what was left
                 at += 1

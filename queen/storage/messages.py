@@ -436,7 +436,7 @@ class Messages:
                 )
                 if cursor is None:
                     return False
-                await bury(
+                if not await bury(
                     connection,
                     bucket,
                     place.partition_id,
@@ -446,7 +446,8 @@ class Messages:
                     0,
                     MOVED,
                     self._keyring,
-                )
+                ):
+                    return False
                 if cursor["committed"] <= place.offset:
                     await connection.fetchval(
                         "SELECT queen.skip_offset($1, $2, $3, $4, $5)",
