@@ -37,6 +37,7 @@ STOP_SECONDS = 40  # the contract promises 30
 SUITE_SECONDS = 600  # one client on one server; a hang is a failure, not a wait
 FULL_LOAD = 100_000  # messages of a load case, as the reference suites have it
 SHORT_LOAD = 20_000  # the same case where another combination has shown the full number
+FULL_PARTITIONS, SHORT_PARTITIONS = 5_000, 1_000  # likewise, of the case with many partitions
 
 OWN_SETTINGS = ("QUEEN_", "PG_", "JWT_", "DEFAULT_", "DATABASE_URL", "PYTHONPATH", "PYTHONHOME")
 
@@ -186,7 +187,7 @@ def suites_for(
     full_load: bool,
     arguments: list[str],
 ) -> list[Suite]:
-    """The HTTP suite, and one suite per client. The oldest client carries the full load, where there is one."""
+    """The HTTP suite, and one suite per client. The oldest client carries the full load, the newest the most partitions."""
     shared = clean_environment() | {
         "QUEEN_URL": url,
         "QUEEN_SERVER_WORKERS": str(workers),
@@ -213,6 +214,9 @@ def suites_for(
                 | {
                     "QUEEN_CLIENT_VERSION": version,
                     "QUEEN_LOAD_MESSAGES": str(FULL_LOAD if full_load and version == min(clients) else SHORT_LOAD),
+                    "QUEEN_MANY_PARTITIONS": str(
+                        FULL_PARTITIONS if full_load and version == max(clients) else SHORT_PARTITIONS
+                    ),
                 },
             )
         )  # fmt: skip

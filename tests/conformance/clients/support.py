@@ -20,7 +20,7 @@ GENERATION = os.environ["QUEEN_CLIENT_VERSION"]
 IS_2 = GENERATION.startswith("2.")
 WORKERS = int(os.environ["QUEEN_SERVER_WORKERS"])
 LOAD = int(os.environ["QUEEN_LOAD_MESSAGES"])
-IS_FULL_LOAD = LOAD >= 100_000
+MANY_PARTITIONS = int(os.environ["QUEEN_MANY_PARTITIONS"])
 
 
 class Broker:
