@@ -377,7 +377,7 @@ async def test_a_seek_by_offset_is_exact(http: Http) -> None:
 async def test_a_partition_is_moved_to_its_end_by_an_empty_body(http: Http) -> None:
     results = await http.push("q", 1, 2, partition="a/b c")
     await http.push("q", 3, partition="other")
-    await pop(http, "q", "g", batch=1)
+    await ack(http, await pop(http, "q", "g", batch=1), "g", "retry")
 
     answer = await order(http, "POST", "consumer-groups", "g", "queues", "q", "partitions", "a/b c", "seek")
 
