@@ -157,7 +157,7 @@ async def open_cluster(home: Path | None) -> AsyncIterator[Cluster]:
         StartupError: with the sentence that says what stands in the way.
     """
     home = (home or default_home()).absolute()
-    identity = choose_identity()
+    identity = choose_identity(owner_uid=_owner_of(home / "postgres"))
     with contextlib.ExitStack() as stack:
         _make_home(home, identity)
         stack.enter_context(_lock(home))
@@ -169,18 +169,18 @@ async def open_cluster(home: Path | None) -> AsyncIterator[Cluster]:
         yield Cluster(programs, identity, home, data, stack.enter_context(_socket_directory(home, identity)))
 
 
-def choose_identity() -> Identity:
-    """Whom to run PostgreSQL as: ourselves, or as root an unprivileged user, for PostgreSQL refuses to run as root."""
+def choose_identity(owner_uid: int | None = None) -> Identity:
+    """Whom to run PostgreSQL as: ourselves, or as root an unprivileged user, for PostgreSQL refuses to run as root.
+
+    Args:
+        owner_uid: whose the cluster is, if there is one: as root, we run it as that user.
+    """
     uid = os.geteuid()
     if uid != 0:
-        try:
-            entry = pwd.getpwuid(uid)
-        except KeyError:
-            raise StartupError(
-                f"user id {uid} has no entry in /etc/passwd, which PostgreSQL needs: run as a user that has one, "
-                "or give --database-url"
-            ) from None
-        return Identity(entry.pw_name, uid, os.getegid(), switch=False)
+        return Identity(_entry_of(uid).pw_name, uid, os.getegid(), switch=False)
+    if owner_uid:
+        entry = _entry_of(owner_uid)
+        return Identity(entry.pw_name, owner_uid, entry.pw_gid, switch=True)
     for name in ("postgres", "nobody"):
         try:
             entry = pwd.getpwnam(name)
@@ -192,6 +192,23 @@ def choose_identity() -> Identity:
         "PostgreSQL does not run as root and there is no user postgres or nobody to run it as: "
         "add one, run as an ordinary user, or give --database-url"
     )
+
+
+def _entry_of(uid: int) -> pwd.struct_passwd:
+    try:
+        return pwd.getpwuid(uid)
+    except KeyError:
+        raise StartupError(
+            f"user id {uid} has no entry in /etc/passwd, which PostgreSQL needs: run as a user that has one, "
+            "or give --database-url"
+        ) from None
+
+
+def _owner_of(data: Path) -> int | None:
+    try:
+        return data.stat().st_uid
+    except OSError:  # not there, or not for us to see: what stands in the way is said by who needs it
+        return None
 
 
 async def stop_server(process: trio.Process, hurry: trio.Event) -> None:
@@ -291,16 +308,17 @@ def _socket_directory(home: Path, identity: Identity) -> Iterator[Path]:
     """
     inside = home / "run"
     socket_path = os.fsencode(inside / f".s.PGSQL.{PORT}.lock")
-    if len(socket_path) <= SOCKET_PATH_BYTES and b"," not in socket_path:
-        _own(inside, identity)
-        yield inside
-        return
-    passing = Path(tempfile.mkdtemp(prefix="queen-trio-"))
+    fits = len(socket_path) <= SOCKET_PATH_BYTES and b"," not in socket_path
     try:
-        _own(passing, identity)
-        yield passing
+        directory = inside if fits else Path(tempfile.mkdtemp(prefix="queen-trio-"))
+        _own(directory, identity)
+    except OSError as error:
+        raise StartupError(f"a directory for the socket of PostgreSQL cannot be made: {error}") from error
+    try:
+        yield directory
     finally:
-        shutil.rmtree(passing, ignore_errors=True)  # what is left of it holds no data
+        if not fits:
+            shutil.rmtree(directory, ignore_errors=True)  # what is left of it holds no data
 
 
 def _own(directory: Path, identity: Identity) -> None:

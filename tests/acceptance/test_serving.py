@@ -81,6 +81,21 @@ def test_messages_and_what_was_acked_survive_a_restart(start_server: StartServer
     assert [message["data"] for message in pop(second)] == ["c"]
 
 
+def test_root_can_serve_what_an_ordinary_user_has_stored(
+    start_server: StartServer, scratch: Path, ordinary_user: int
+) -> None:
+    os.chown(scratch, ordinary_user, ordinary_user)
+    first = start_server(user=ordinary_user).wait_ready()
+    push(first, "mine")
+    assert first.stop() == 0
+
+    second = start_server().wait_ready()
+
+    assert [message["data"] for message in pop(second)] == ["mine"]
+    assert second.stop() == 0
+    assert [message["data"] for message in pop(start_server(user=ordinary_user).wait_ready())] == []
+
+
 def test_messages_survive_the_death_of_every_process(start_server: StartServer) -> None:
     first = start_server().wait_ready()
     push(first, *range(100))

@@ -43,6 +43,15 @@ def test_a_user_called_postgres_who_is_root_is_not_chosen(monkeypatch: pytest.Mo
     assert choose_identity().name == "nobody"
 
 
+def test_as_root_a_cluster_is_run_as_the_user_who_owns_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(pwd, "getpwuid", {65534: NOBODY}.__getitem__)
+
+    assert choose_identity(owner_uid=65534) == Identity("nobody", 65534, 65534, switch=True)
+    with pytest.raises(StartupError, match="user id 4711 has no entry in /etc/passwd"):
+        choose_identity(owner_uid=4711)
+
+
 def test_an_ordinary_user_runs_it_as_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 65534)
     monkeypatch.setattr(pwd, "getpwuid", {65534: NOBODY}.__getitem__)
