@@ -27,6 +27,10 @@ class Drain(msgspec.Struct, frozen=True, tag="drain"):
     """Supervisor → worker: take nothing new, finish what is begun, exit."""
 
 
+class ReloadCertificate(msgspec.Struct, frozen=True, tag="reload_certificate"):
+    """Supervisor → worker: read the certificate again; connections go on."""
+
+
 class Ready(msgspec.Struct, frozen=True, tag="ready"):
     """Worker → supervisor, once: this worker serves."""
 
@@ -48,7 +52,7 @@ class Failed(msgspec.Struct, frozen=True, tag="failed"):
     error: str
 
 
-Message = Start | Drain | Ready | Heartbeat | Failed
+Message = Start | Drain | ReloadCertificate | Ready | Heartbeat | Failed
 
 _decoder: msgspec.json.Decoder[Message] = msgspec.json.Decoder(Message)
 

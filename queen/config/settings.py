@@ -78,6 +78,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     worker_id: str = ""
     insecure: bool = False  # True: the operator knows that the port is open to others without authentication
     jwt: JwtSettings = JwtSettings()
+    tls_cert: Path | None = None  # PEM, with the chain; together with the key, or neither
+    tls_key: Path | None = None
+    tls_client_ca: Path | None = None  # who signs certificates of clients, which then need one
     # storage
     database_url: Secret | None = None  # None: the embedded PostgreSQL
     data_dir: Path | None = None  # of the embedded PostgreSQL; None: per-user default

@@ -118,6 +118,9 @@ ENVIRONMENT: Final[dict[str, tuple[str, Parser]]] = {
     "QUEEN_WORKERS": ("workers", _integer),
     "WORKER_ID": ("worker_id", str),
     "QUEEN_INSECURE": ("insecure", _boolean),
+    "QUEEN_TLS_CERT": ("tls_cert", _path),
+    "QUEEN_TLS_KEY": ("tls_key", _path),
+    "QUEEN_TLS_CLIENT_CA": ("tls_client_ca", _path),
     "QUEEN_DATABASE_URL": ("database_url", Secret),
     "QUEEN_DATA_DIR": ("data_dir", _path),
     "DB_POOL_SIZE": ("db_pool_size", _positive),
@@ -248,6 +251,12 @@ def _read(environ: Mapping[str, str], names: Mapping[str, tuple[str, Parser]], n
 def _check(settings: Settings) -> None:
     if settings.jwt.enabled:
         _check_jwt(settings.jwt)
+    if (settings.tls_cert is None) != (settings.tls_key is None):
+        raise StartupError("QUEEN_TLS_CERT and QUEEN_TLS_KEY go together: set both, or neither")
+    if settings.tls_client_ca is not None and settings.tls_cert is None:
+        raise StartupError(
+            "QUEEN_TLS_CLIENT_CA asks clients for certificates: set QUEEN_TLS_CERT and QUEEN_TLS_KEY too"
+        )
     if not 0 <= settings.port <= 65535:
         raise StartupError(f"port {settings.port} does not exist: give one from 1 to 65535, or 0 for any free one")
     if not 1 <= settings.workers <= 1024:

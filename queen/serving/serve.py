@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any, Final
 
+import structlog
 import trio
 from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.config import Config, Sockets
@@ -22,10 +23,13 @@ from hypercorn.typing import ASGIFramework, ConnectionState, LifespanState
 
 from queen.service import Service
 from queen.serving.connection import Connection
+from queen.serving.tls import Certificate
 from queen.serving.watch import Watch
 
 RECEIVE_BYTES: Final = 256 * 1024
 """What one receive can take. One buffer serves all connections of a process; most bodies of 1,000 messages fit."""
+
+log = structlog.get_logger("queen.http")
 
 
 async def serve(
@@ -35,6 +39,7 @@ async def serve(
     sockets: Sockets,
     *,
     shutdown_trigger: Callable[[], Awaitable[None]],
+    certificate: Certificate | None = None,
     task_status: trio.TaskStatus[list[str]] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Open the lifespan of ``app``, serve, and close it when ``shutdown_trigger`` returns.
@@ -44,11 +49,12 @@ async def serve(
 
     Args:
         service: what is behind ``app``, to serve plain HTTP/1.1 without it. Anything but a Service of ours leaves all
-            of it to hypercorn, and so does ``fast_http`` when it is off, or a socket with TLS.
-        sockets: listening; closed in the end.
+            of it to hypercorn, and so does ``fast_http`` when it is off, and so does TLS.
+        sockets: listening, the insecure ones, with TLS too; closed in the end.
+        certificate: to speak TLS with; None: in clear.
     """
-    plain = not (sockets.secure_sockets or sockets.quic_sockets)
-    if not (plain and isinstance(service, Service) and service.settings.fast_http):
+    fast = isinstance(service, Service) and service.settings.fast_http
+    if certificate is None and not fast:
         await worker_serve(
             ASGIWrapper(app), config, sockets=sockets, shutdown_trigger=shutdown_trigger, task_status=task_status
         )
@@ -59,7 +65,16 @@ async def serve(
     watch = Watch(config.keep_alive_timeout)
     buffer = memoryview(bytearray(RECEIVE_BYTES))
 
-    async def serve_connection(accepted: trio.SocketStream) -> None:
+    async def serve_tls(accepted: trio.SocketStream) -> None:
+        assert certificate is not None
+        stream = trio.SSLStream(accepted, certificate.context, server_side=True, https_compatible=True)
+        try:
+            await TCPServer(ASGIWrapper(app), config, context, ConnectionState(state.copy()), stream)
+        except Exception as error:  # a bug ends this connection and not its neighbours
+            log.error("unexpected error", exc_info=error)
+
+    async def serve_plain(accepted: trio.SocketStream) -> None:
+        assert isinstance(service, Service)
         with socket.socket(fileno=accepted.socket.detach()) as connected:
             connected.setblocking(False)
             foreign = await Connection(service, watch, connected, buffer).run()
@@ -77,7 +92,12 @@ async def serve(
             async with trio.open_nursery() as connections:
                 async with trio.open_nursery() as accepting:
                     accepting.start_soon(
-                        partial(trio.serve_listeners, serve_connection, listeners, handler_nursery=connections)
+                        partial(
+                            trio.serve_listeners,
+                            serve_plain if certificate is None else serve_tls,
+                            listeners,
+                            handler_nursery=connections,
+                        )
                     )
                     task_status.started([repr(each.getsockname()) for each in sockets.insecure_sockets])
                     await shutdown_trigger()

@@ -18,7 +18,7 @@ import trio
 
 from queen.config.settings import Secret
 from queen.config.sources import encode_settings
-from queen.control import ControlChannel, Drain, Failed, Heartbeat, Message, Ready, Start
+from queen.control import ControlChannel, Drain, Failed, Heartbeat, Message, Ready, ReloadCertificate, Start
 from queen.observability import logs
 from queen.supervisor.children import (
     BOOT_CRASHES,
@@ -64,6 +64,7 @@ class Slot:
         self._index = index
         self._port = port
         self._listener = port.listen()
+        self._channel: ControlChannel | None = None  # to the present worker
         self._backoff = Backoff()
         self._ready_at = 0.0
         self._failure = ""  # what the present worker said of why it cannot start
@@ -116,6 +117,7 @@ class Slot:
                 except OSError as error:
                     return f"could not be started: {error}"
             child.start_soon(self._relay_output, process)
+            self._channel = channel
             async with trio.open_nursery() as talk:
                 talk.start_soon(self._start_when_database_is_up, channel)
                 talk.start_soon(self._drain_when_stopping, channel, child.cancel_scope)
@@ -123,7 +125,7 @@ class Slot:
                     self.hear(message)
                 talk.cancel_scope.cancel()
             # Its end of the channel is closed, and that is the last thing a worker does.
-            self.ready = False
+            self.ready, self._channel = False, None
             with trio.move_on_after(KILL_MARGIN_SECONDS):
                 await process.wait()
             if process.returncode is None:
@@ -167,6 +169,12 @@ class Slot:
         with contextlib.suppress(trio.BrokenResourceError):
             await channel.send(Drain())
 
+    async def reload_certificate(self) -> None:
+        """Have the worker read it again. One that starts, or starts anew, reads it anyway."""
+        if self.ready and self._channel is not None:
+            with contextlib.suppress(trio.BrokenResourceError):
+                await self._channel.send(ReloadCertificate())
+
     async def _relay_output(self, process: trio.Process) -> None:
         assert process.stdout is not None
         async for line in lines(process.stdout):
@@ -187,7 +195,7 @@ class Slot:
                 self.heartbeat = message
             case Failed(error=error):
                 self._failure = error
-            case Start() | Drain():
+            case Start() | Drain() | ReloadCertificate():
                 raise AssertionError("a worker does not command its supervisor")
 
     def _judge(self, returncode: int | None) -> str:

@@ -85,7 +85,7 @@ class Supervisor:
             ExceptionGroup: of StartupError, if it never served.
         """
         async with trio.open_nursery() as watch:
-            await watch.start(self._watch_signals)
+            await watch.start(self._watch_signals, watch)
             watch.start_soon(self.report_status)
             with self._everything:
                 async with trio.open_nursery() as database:
@@ -101,7 +101,9 @@ class Supervisor:
         log.info("stopped", exit_code=self._exit_code)
         return self._exit_code
 
-    async def _watch_signals(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+    async def _watch_signals(
+        self, reloads: trio.Nursery, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
         numbers = [signal.SIGTERM, signal.SIGINT]
         if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup has it ignored
             numbers.append(signal.SIGHUP)
@@ -109,7 +111,10 @@ class Supervisor:
             task_status.started()
             async for number in signals:
                 name = signal.Signals(number).name
-                if not self.stopping.is_set():
+                if number == signal.SIGHUP and self.settings.tls_cert is not None:
+                    for slot in self.slots:
+                        reloads.start_soon(slot.reload_certificate)
+                elif not self.stopping.is_set():
                     log.info("stopping", signal=name, grace_seconds=self.settings.grace_seconds)
                     self.stopping.set()
                 else:
@@ -145,7 +150,8 @@ class Supervisor:
             self._announced = True
             workers = f"{len(self.slots)} worker{'s' if len(self.slots) > 1 else ''}"
             details = f"{workers}, {self.database.where}, pid {os.getpid()}"
-            self._announce(f"queen-trio {__version__} listening on {self._port.url} ({details})")
+            url = self._port.url if self.settings.tls_cert is None else self._port.url.replace("http:", "https:", 1)
+            self._announce(f"queen-trio {__version__} listening on {url} ({details})")
 
     def note_hopeless(self) -> None:
         """A slot cannot bring a worker up. If none can and no worker ever served, it is no use going on.

@@ -29,10 +29,11 @@ from hypercorn.utils import LifespanFailureError
 
 from queen.config.settings import Settings
 from queen.config.sources import decode_settings
-from queen.control import ControlChannel, Drain, Failed, Heartbeat, Message, Ready, Start
+from queen.control import ControlChannel, Drain, Failed, Heartbeat, Message, Ready, ReloadCertificate, Start
 from queen.errors import StartupError
 from queen.observability import logs
 from queen.serving.serve import serve
+from queen.serving.tls import Certificate, open_certificate
 
 log = structlog.get_logger(__name__)
 
@@ -108,11 +109,19 @@ class Watched:
 class Worker:
     """A worker that has been told to start: it serves ``listener`` until it is told to drain."""
 
-    def __init__(self, app: Any, settings: Settings, listener: socket.socket, channel: ControlChannel) -> None:
+    def __init__(
+        self,
+        app: Any,
+        settings: Settings,
+        listener: socket.socket,
+        channel: ControlChannel,
+        certificate: Certificate | None = None,
+    ) -> None:
         self._service: Service | None = getattr(app, "extensions", {}).get("queen")
         self._settings = settings
         self._listener = listener
         self._channel = channel
+        self._certificate = certificate
         self._stop = trio.Event()
         self._watched = Watched(app, self._stop.set)
         self._config = server_config(settings)
@@ -144,6 +153,7 @@ class Worker:
                     self._config,
                     Sockets([], [self._listener], []),
                     shutdown_trigger=self._stop.wait,
+                    certificate=self._certificate,
                 )
             )
             # The server reports itself started also when the lifespan has just failed: its error is still on the way.
@@ -179,6 +189,8 @@ class Worker:
         while (message := await self._channel.receive()) is not None:
             if isinstance(message, Drain):
                 self._drain(self._settings.grace_seconds, "asked to")
+            elif isinstance(message, ReloadCertificate) and self._certificate is not None:
+                await self._certificate.reload()
         self._drain(ORPHAN_GRACE_SECONDS, "the supervisor is gone")
 
     async def _watch_signals(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -236,7 +248,8 @@ async def run_worker(control: socket.socket, listener: socket.socket, factory: C
         logs.configure(settings.log_level, settings.log_format, slot=start.slot, pid=os.getpid())
         try:
             app = factory(settings)
+            certificate = open_certificate(settings)
         except StartupError as error:
             await channel.send(Failed(error=error.detail))
             return NEVER_SERVED
-        return await Worker(app, settings, listener, channel).run()
+        return await Worker(app, settings, listener, channel, certificate).run()

@@ -135,7 +135,7 @@ class Server:
 
         def said() -> re.Match[str] | None:
             assert self.process.poll() is None, f"exited with {self.process.returncode}:\n{self.log}"
-            return re.search(r"listening on http://\S+:(\d+) ", self.output)
+            return re.search(r"listening on https?://\S+:(\d+) ", self.output)
 
         found = eventually(START_SECONDS, said)
         assert found is not None

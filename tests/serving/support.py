@@ -19,6 +19,7 @@ from queen.app import create_app
 from queen.config.settings import Settings
 from queen.service import Service
 from queen.serving.serve import serve
+from queen.serving.tls import Certificate
 
 PATIENCE_SECONDS = 10.0
 """How long a test waits for bytes that must come. Past it the test fails."""
@@ -43,7 +44,9 @@ class Server:
 
 
 @asynccontextmanager
-async def open_server(settings: Settings, *, fast: bool, keep_alive_seconds: float = 75.0) -> AsyncIterator[Server]:
+async def open_server(
+    settings: Settings, *, fast: bool, keep_alive_seconds: float = 75.0, certificate: Certificate | None = None
+) -> AsyncIterator[Server]:
     """Serve on a free port; drained and stopped at the end of the block."""
     app = create_app(msgspec.structs.replace(settings, fast_http=fast))
     config = Config()
@@ -57,7 +60,15 @@ async def open_server(settings: Settings, *, fast: bool, keep_alive_seconds: flo
 
         async def run(*, task_status: trio.TaskStatus[Any]) -> None:
             sockets = Sockets([], [listener.dup()], [])
-            await serve(app, app.service, config, sockets, shutdown_trigger=server.stop.wait, task_status=task_status)
+            await serve(
+                app,
+                app.service,
+                config,
+                sockets,
+                shutdown_trigger=server.stop.wait,
+                certificate=certificate,
+                task_status=task_status,
+            )
             server.stopped.set()
 
         async with trio.open_nursery() as nursery:
