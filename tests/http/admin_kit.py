@@ -36,10 +36,13 @@ async def configure(http: Http, queue: str, namespace: str = "", task: str = "",
     assert (await http.post(f"{API}/configure", body)).status == 200
 
 
-async def pop(http: Http, queue: str, group: str | None = None, **query: Any) -> list[Any]:
+async def pop(
+    http: Http, queue: str, group: str | None = None, partition: str | None = None, **query: Any
+) -> list[Any]:
     """The messages of one pop; none for a 204."""
     parameters = {"batch": 100, **({} if group is None else {"consumerGroup": group}), **query}
-    answer = await http.get(f"{path_of('pop', 'queue', queue)}?{urlencode(parameters)}")
+    parts = ("pop", "queue", queue, *(() if partition is None else ("partition", partition)))
+    answer = await http.get(f"{path_of(*parts)}?{urlencode(parameters)}")
     assert answer.status in (200, 204), answer.body
     messages: list[Any] = answer.json["messages"] if answer.status == 200 else []
     return messages
