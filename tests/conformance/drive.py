@@ -187,7 +187,7 @@ def suites_for(
     full_load: bool,
     arguments: list[str],
 ) -> list[Suite]:
-    """The HTTP suite, and one suite per client. The oldest client carries the full load, the newest the most partitions."""
+    """The HTTP suite, and one suite per client. The oldest has the full load, the newest most partitions."""
     shared = clean_environment() | {
         "QUEEN_URL": url,
         "QUEEN_SERVER_WORKERS": str(workers),
