@@ -261,6 +261,7 @@ def main(argv: list[str]) -> int:
     options, arguments = parse(argv)
     clients = dict(entry.split("=", 1) for entry in options.client)
     counts = options.workers or [1, 2]
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # or servers would be left behind
     outcome: list[tuple[int, str, str, bool]] = []
     for workers in counts:
         # the system's own temporary directory: reachable for the unprivileged user that PostgreSQL runs as under root
