@@ -49,6 +49,10 @@ TEST_SETTINGS: Final = {
 }
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "buckets: what is tested may depend on how partitions lie in buckets")
+
+
 def plain_runner() -> asyncio.Runner:
     """asyncio as it is: trio-asyncio has made itself the policy, and its loops are not for threads of our own."""
     return asyncio.Runner(loop_factory=asyncio.SelectorEventLoop)

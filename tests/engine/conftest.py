@@ -1,4 +1,7 @@
-"""The whole folder runs on one bucket, as on a plain PostgreSQL, and on 64, as on Citus."""
+"""Every test runs on one bucket, as on a plain PostgreSQL; those marked ``buckets`` also on 64, as on Citus.
+
+QUEEN_TEST_BUCKETS=64 runs the whole folder on 64.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,14 @@ import os
 import pytest
 
 
-@pytest.fixture(params=[int(os.environ["QUEEN_TEST_BUCKETS"])] if "QUEEN_TEST_BUCKETS" in os.environ else [1, 64])
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "buckets" in metafunc.fixturenames:
+        several = metafunc.definition.get_closest_marker("buckets") is not None
+        given = os.environ.get("QUEEN_TEST_BUCKETS")
+        metafunc.parametrize("buckets", [int(given)] if given else [1, 64] if several else [1], indirect=True)
+
+
+@pytest.fixture
 def buckets(request: pytest.FixtureRequest) -> int:
     """The number of buckets of this test's database."""
     number: int = request.param

@@ -108,6 +108,7 @@ async def test_an_ack_without_a_lease_id_is_not_checked(broker: Broker, database
     assert (await broker.pop("q")).data == [2, 3, 4]
 
 
+@pytest.mark.buckets
 async def test_an_ack_of_messages_never_popped_moves_the_cursor(broker: Broker) -> None:
     pushed = await broker.push("q", 1, 2, 3)
 
@@ -334,6 +335,7 @@ async def test_a_lease_of_before_a_failover_is_void(broker: Broker, sql: Session
 # -- batches ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.buckets
 async def test_b1_one_request_may_span_partitions_and_leases(broker: Broker, database_clock: DatabaseClock) -> None:
     for partition in "abc":
         await broker.push("q", 1, 2, partition=partition)
@@ -411,6 +413,7 @@ async def test_b4_what_was_completed_before_the_failure_stays_so_and_what_follow
     assert (await broker.pop("q")).data == [2, 3, 4]
 
 
+@pytest.mark.buckets
 async def test_b5_every_failed_message_of_a_batch_has_its_own_dead_letter(broker: Broker) -> None:
     popped = await five(broker, retry_limit=0)
 

@@ -54,6 +54,7 @@ def ids_of(results: list[PushResult]) -> list[str]:
     return [result.message_id for result in results]
 
 
+@pytest.mark.buckets
 async def test_a_repeated_push_finds_the_first_message(broker: Broker, other: Broker) -> None:
     for kind, make in KINDS.items():
         ids = ["a", make(), KINDS["uuid4"](), KINDS["uuid7 of now"]()]
@@ -92,6 +93,7 @@ async def test_an_id_repeated_in_one_request_is_stored_once(broker: Broker) -> N
         assert (await broker.pop(kind)).data == [1, 2], kind
 
 
+@pytest.mark.buckets
 async def test_concurrent_requests_with_one_id_store_it_once(broker: Broker, other: Broker) -> None:
     for kind, make in KINDS.items():
         text = make()
@@ -142,6 +144,7 @@ async def test_a_minted_id_sent_again_as_ones_own_is_a_duplicate(broker: Broker)
     assert again[0].transaction_id == first[1].transaction_id
 
 
+@pytest.mark.buckets
 async def test_one_id_in_two_partitions_names_two_messages(broker: Broker) -> None:
     for kind in ("uuid7 of now", "uuid4"):
         text = KINDS[kind]()
@@ -206,6 +209,7 @@ async def test_an_id_stored_under_a_wrong_clock_is_found_under_the_right_one(
     assert [result.success for result in await broker.ack(popped.messages, lease=popped.lease)] == [True, True]
 
 
+@pytest.mark.buckets
 async def test_a_new_key_beside_a_repeated_uuid7_is_stored_once_even_where_far_ids_surround_now(
     broker: Broker, sql: Session
 ) -> None:
@@ -233,6 +237,7 @@ async def test_uuid7_ids_in_any_order_over_many_segments_are_all_found_again(bro
     assert ids_of(again) == ids_of(first)
 
 
+@pytest.mark.buckets
 async def test_ids_repeated_across_partitions_and_buckets_in_one_request_are_sorted_out(broker: Broker) -> None:
     messages = [
         broker.message(queue="q", partition=str(at % 8), payload=b"%d" % at, transaction_id=text)

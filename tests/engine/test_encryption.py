@@ -77,6 +77,7 @@ async def test_a_pop_without_the_key_hands_out_nothing_and_what_it_took_can_be_g
     assert (await broker.pop("q")).data == [SECRET]
 
 
+@pytest.mark.buckets
 async def test_a_pop_without_the_key_does_not_fail_those_claimed_with_it(
     broker: Broker, open_broker: OpenBroker
 ) -> None:

@@ -6,6 +6,8 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
+import pytest
+
 if TYPE_CHECKING:
     from tests.conftest import Broker, DatabaseClock, Session
 
@@ -46,6 +48,7 @@ async def test_an_extension_never_shortens_a_lease(broker: Broker, sql: Session)
         assert (extension.renewed, extension.expires_at) == (1, before)
 
 
+@pytest.mark.buckets
 async def test_every_partition_under_the_lease_is_extended(broker: Broker, database_clock: DatabaseClock) -> None:
     await broker.configure("q", lease_seconds=10)
     for partition in range(6):
@@ -73,6 +76,7 @@ async def test_an_expired_lease_is_not_revived(broker: Broker, database_clock: D
     assert (await broker.engine.extend_lease(popped.lease, 60)).error == "Lease not found"
 
 
+@pytest.mark.buckets
 async def test_a_lease_that_ended_or_never_was_is_not_found(broker: Broker) -> None:
     await broker.push("q", 1)
     popped = await broker.pop("q")

@@ -38,6 +38,7 @@ async def test_an_engine_that_is_cancelled_while_it_opens_leaves_no_connection(
     assert await sql.fetchval("SELECT count(*) FROM queen.meta") == 1
 
 
+@pytest.mark.buckets
 async def test_a_drain_ends_parked_pops_with_nothing_and_lets_nobody_park(broker: Broker) -> None:
     await broker.configure("q")
     answers: list[int] = []

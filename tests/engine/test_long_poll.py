@@ -61,6 +61,7 @@ async def listening(*brokers: Broker) -> None:
 # -- woken --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.buckets
 async def test_a_push_wakes_a_waiting_pop(broker: Broker) -> None:
     await broker.configure("q")
 
@@ -70,6 +71,7 @@ async def test_a_push_wakes_a_waiting_pop(broker: Broker) -> None:
     assert taken[0].data == [1]
 
 
+@pytest.mark.buckets
 async def test_a_push_through_another_worker_wakes_a_waiting_pop(broker: Broker, other: Broker) -> None:
     await broker.configure("q")
     await listening(broker)
@@ -82,6 +84,7 @@ async def test_a_push_through_another_worker_wakes_a_waiting_pop(broker: Broker,
         assert trio.current_time() - started < 0.8
 
 
+@pytest.mark.buckets
 @pytest.mark.parametrize("where", [{"partition": "p"}, {"group": "g"}, {"group": "g", "partition": "p"}])
 async def test_pops_of_a_partition_or_a_group_are_woken_from_everywhere(
     broker: Broker, other: Broker, where: dict[str, Any]
@@ -94,6 +97,7 @@ async def test_pops_of_a_partition_or_a_group_are_woken_from_everywhere(
             await via.push("q", 1, partition="p")
 
 
+@pytest.mark.buckets
 @pytest.mark.parametrize("labels", [{"namespace": "n"}, {"task": "t"}, {"namespace": "n", "task": "t"}])
 async def test_pops_by_label_are_woken_from_everywhere(broker: Broker, other: Broker, labels: dict[str, str]) -> None:
     for name in ("a", "b"):
@@ -106,6 +110,7 @@ async def test_pops_by_label_are_woken_from_everywhere(broker: Broker, other: Br
                 await via.push(name, 1)
 
 
+@pytest.mark.buckets
 async def test_a_queue_that_is_born_elsewhere_wakes_those_who_wait_for_it(broker: Broker, other: Broker) -> None:
     await listening(broker)
 
@@ -131,6 +136,7 @@ async def test_a_transaction_wakes_a_waiting_pop(broker: Broker, other: Broker) 
             assert (await via.engine.transact([[via.message(queue="q")]], [], None)).error is None
 
 
+@pytest.mark.buckets
 async def test_as_many_waiting_pops_are_woken_as_there_are_partitions_with_news(broker: Broker, other: Broker) -> None:
     await broker.configure("q")
     await listening(broker, other)
@@ -161,6 +167,7 @@ RELEASES: dict[str, Callable[[Broker, Popped], Awaitable[Any]]] = {
 }
 
 
+@pytest.mark.buckets
 @pytest.mark.parametrize("how", RELEASES)
 async def test_the_end_of_a_lease_wakes_who_waits_for_its_partition(broker: Broker, other: Broker, how: str) -> None:
     await broker.push("q", 1, 2)
@@ -213,6 +220,7 @@ async def test_a_delay_that_is_taken_back_wakes_who_waits_for_its_end(broker: Br
         await other.configure("q")
 
 
+@pytest.mark.buckets
 async def test_a_queue_deleted_and_born_again_wakes_who_waited_for_the_old_one(broker: Broker, other: Broker) -> None:
     await broker.configure("q")
     await listening(broker)
@@ -225,6 +233,7 @@ async def test_a_queue_deleted_and_born_again_wakes_who_waited_for_the_old_one(b
 # -- the sweep covers what is lost ---------------------------------------------------------------------------------
 
 
+@pytest.mark.buckets
 async def test_a_lost_hint_costs_a_second_at_most(
     sweep: None, broker: Broker, other: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -281,6 +290,7 @@ QUIET = 0.3
 """Seconds in which nothing may happen: a tick of any kind that is worth the name would."""
 
 
+@pytest.mark.buckets
 async def test_a_waiting_pop_looks_once_and_then_sleeps(broker: Broker) -> None:
     await listening(broker)
     await broker.push("q", 1)
@@ -337,6 +347,7 @@ async def consume(broker: Broker, owned: list[LeasedBatch], **where: Any) -> Non
     owned.append(batch)
 
 
+@pytest.mark.buckets
 @pytest.mark.parametrize("auto_ack", [False, True], ids=["lease", "autoAck"])
 async def test_a_cancelled_waiting_pop_owns_nothing(broker: Broker, auto_ack: bool) -> None:
     """Guarantee 6; cancelled in every state of a pop that is just being woken."""

@@ -22,6 +22,7 @@ async def test_p1_pending_is_what_follows_the_cursor_in_push_order(broker: Broke
     assert (await broker.pop("q")).data == [3, 4]
 
 
+@pytest.mark.buckets
 async def test_p2_a_leased_partition_yields_nothing_to_its_group_and_everything_to_others(broker: Broker) -> None:
     await broker.push("q", 1, 2, 3)
 
@@ -36,6 +37,7 @@ async def test_p2_a_leased_partition_yields_nothing_to_its_group_and_everything_
     assert (await broker.pop("q", group="audit")).data == [1, 2, 3]
 
 
+@pytest.mark.buckets
 async def test_p3_a_pop_takes_one_partition_even_if_its_batch_is_not_filled(broker: Broker) -> None:
     for partition in "abcd":
         await broker.push("q", *range(5), partition=partition)
@@ -47,6 +49,7 @@ async def test_p3_a_pop_takes_one_partition_even_if_its_batch_is_not_filled(brok
     assert not await broker.pop("q", batch=100)
 
 
+@pytest.mark.buckets
 async def test_p3_the_batch_is_the_sum_over_all_partitions_and_fills_one_after_another(broker: Broker) -> None:
     for partition in "abcd":
         await broker.push("q", *[[partition, at] for at in range(5)], partition=partition)
@@ -59,6 +62,7 @@ async def test_p3_the_batch_is_the_sum_over_all_partitions_and_fills_one_after_a
     assert [claim.end - claim.first for claim in rest.claims] == [5]
 
 
+@pytest.mark.buckets
 async def test_p3_no_more_partitions_are_claimed_than_asked_for(broker: Broker) -> None:
     for partition in range(12):
         await broker.push("q", partition, partition=str(partition))
@@ -69,6 +73,7 @@ async def test_p3_no_more_partitions_are_claimed_than_asked_for(broker: Broker) 
     assert sorted(itertools.chain.from_iterable(taken)) == list(range(12))
 
 
+@pytest.mark.buckets
 async def test_p3_a_pop_of_one_partition_ignores_the_number_of_partitions(broker: Broker) -> None:
     await broker.push("q", 1, partition="a")
     await broker.push("q", 2, partition="b")
@@ -78,6 +83,7 @@ async def test_p3_a_pop_of_one_partition_ignores_the_number_of_partitions(broker
     assert (popped.partitions, popped.data) == (["b"], [2])
 
 
+@pytest.mark.buckets
 async def test_p4_all_partitions_of_a_pop_share_a_lease_that_each_ends_by_its_own_count(broker: Broker) -> None:
     for partition in "ab":
         await broker.push("q", 1, 2, 3, partition=partition)
@@ -93,6 +99,7 @@ async def test_p4_all_partitions_of_a_pop_share_a_lease_that_each_ends_by_its_ow
     assert (await broker.pop("q", partition=two[0].partition)).data == [3]
 
 
+@pytest.mark.buckets
 async def test_p5_the_answer_is_grouped_by_partition_and_in_order_inside(broker: Broker) -> None:
     for at in range(30):
         await broker.push("q", at, partition=str(at % 6))
@@ -107,6 +114,7 @@ async def test_p5_the_answer_is_grouped_by_partition_and_in_order_inside(broker:
         assert [got.offset for got in mine] == list(range(5))
 
 
+@pytest.mark.buckets
 async def test_p6_an_expired_lease_gives_the_same_messages_to_the_next_consumer(
     broker: Broker, database_clock: DatabaseClock
 ) -> None:
@@ -179,6 +187,7 @@ async def test_p7_the_delay_holds_for_every_message_of_a_batch(broker: Broker, d
     assert (await broker.pop("q", auto_ack=True)).data == [2, 3]
 
 
+@pytest.mark.buckets
 async def test_p8_a_window_hides_the_partition_while_its_newest_message_is_young(
     broker: Broker, database_clock: DatabaseClock
 ) -> None:
@@ -212,6 +221,7 @@ async def test_p8_a_window_is_over_for_what_is_leased_when_more_comes(
     assert (await broker.pop("q")).data == [2, 3]
 
 
+@pytest.mark.buckets
 @pytest.mark.parametrize("option", ["delayed_processing_seconds", "window_buffer_seconds"])
 async def test_a_queue_without_delay_or_window_is_normal_again_at_once(
     broker: Broker, other: Broker, option: str
@@ -240,6 +250,7 @@ async def test_a_delay_or_window_set_later_holds_for_what_is_there(
     assert (await broker.pop("q")).data == [1]
 
 
+@pytest.mark.buckets
 async def test_p10_every_partition_has_its_turn(broker: Broker) -> None:
     for partition in range(8):
         await broker.push("q", *range(4), partition=str(partition))
@@ -262,6 +273,7 @@ async def test_p10_one_busy_partition_does_not_starve_another(broker: Broker) ->
     assert "seldom" in turns
 
 
+@pytest.mark.buckets
 async def test_p10_namespace_pops_serve_the_queue_of_highest_priority_first(broker: Broker) -> None:
     for name, priority in (("low", 1), ("high", 10), ("middle", 5), ("negative", -3)):
         await broker.configure(name, "ns", "work", priority=priority)
@@ -288,6 +300,7 @@ async def test_p10_of_equal_priority_the_queue_that_has_waited_longest_comes_fir
     assert [(await broker.pop(namespace="ns")).data for _ in range(3)] == [["b"], ["c"], ["a"]]
 
 
+@pytest.mark.buckets
 async def test_namespace_and_task_pops_see_the_queues_with_all_labels_given(broker: Broker) -> None:
     for name, namespace, task in (("1", "n", "t"), ("2", "n", "u"), ("3", "m", "t"), ("4", "n", "t")):
         await broker.configure(name, namespace, task)
@@ -307,6 +320,7 @@ async def test_namespace_and_task_pops_see_the_queues_with_all_labels_given(brok
     assert await all_of("n", "x") == []
 
 
+@pytest.mark.buckets
 async def test_a_namespace_pop_fills_its_batch_from_several_queues(broker: Broker) -> None:
     for at in range(6):
         await broker.configure(f"q{at}", "ns", priority=-at)
@@ -318,6 +332,7 @@ async def test_a_namespace_pop_fills_its_batch_from_several_queues(broker: Broke
     assert [claim.queue for claim in popped.claims] == [f"q{at}" for at in range(5)]
 
 
+@pytest.mark.buckets
 async def test_a_queue_that_leaves_a_namespace_is_not_in_it_any_more(broker: Broker, other: Broker) -> None:
     await broker.configure("q", "ns")
     await broker.push("q", 1)
@@ -327,6 +342,7 @@ async def test_a_queue_that_leaves_a_namespace_is_not_in_it_any_more(broker: Bro
     assert (await broker.pop(namespace="elsewhere")).data == [1]
 
 
+@pytest.mark.buckets
 async def test_p11_competing_consumers_get_every_message_once_and_in_order(broker: Broker, other: Broker) -> None:
     for partition in range(5):
         await broker.push("q", *range(40), partition=str(partition))
@@ -358,6 +374,7 @@ async def test_p12_auto_ack_moves_the_cursor_and_leaves_nothing_to_ack(broker: B
     assert (await broker.pop("q", batch=2)).data == [2, 3]
 
 
+@pytest.mark.buckets
 async def test_p14_an_unknown_queue_or_partition_yields_nothing(broker: Broker) -> None:
     await broker.configure("q")
 
@@ -402,6 +419,7 @@ async def test_batches_that_cut_segments_anywhere_lose_and_repeat_nothing(broker
     assert taken == list(range(pushed))
 
 
+@pytest.mark.buckets
 async def test_many_partitions_with_bodies_large_and_small_come_whole(broker: Broker) -> None:
     for partition in range(20):
         await broker.push(
@@ -416,6 +434,7 @@ async def test_many_partitions_with_bodies_large_and_small_come_whole(broker: Br
         assert mine == ["x" * (40_000 * (partition % 3)) + str(at) for at in range(4)]
 
 
+@pytest.mark.buckets
 async def test_what_is_given_back_is_delivered_again_with_the_attempt_uncounted(broker: Broker) -> None:
     for partition in "ab":
         await broker.push("q", 1, 2, partition=partition)
@@ -463,6 +482,7 @@ async def test_a_lease_that_ended_is_not_given_back_from_under_the_next(
     assert (await broker.ack(second.messages, lease=second.lease))[0].success
 
 
+@pytest.mark.buckets
 async def test_a_pop_beside_a_look_that_holds_the_cursor_still_sees_what_was_pushed(
     broker: Broker, sql: Session
 ) -> None:

@@ -80,6 +80,7 @@ async def test_trace_ids_and_producers_stay_with_their_messages(broker: Broker) 
     assert by_sub == {"alice": [1, 2], 'bob "the" builder': [1, 2], None: [1, 2]}
 
 
+@pytest.mark.buckets
 async def test_one_push_may_name_many_queues_and_partitions_and_keeps_the_order_in_each(broker: Broker) -> None:
     messages = [
         broker.message(queue=f"q{at % 2}", partition=f"p{at % 5}", payload=msgspec.json.encode(at)) for at in range(100)
@@ -116,6 +117,7 @@ async def test_an_empty_push_stores_nothing(broker: Broker) -> None:
     assert await broker.engine.push([], None) == []
 
 
+@pytest.mark.buckets
 async def test_names_are_taken_as_they_are(broker: Broker) -> None:
     names = ["", " ", "a/b@c.d", "quote'\"\\", "ünïcödé ☃", "x" * 255, "%s $1 {}", "NULL"]
 
@@ -138,6 +140,7 @@ async def test_a_push_to_an_unknown_queue_creates_it_with_labels_from_its_dotted
     assert plain.name == "plain"
 
 
+@pytest.mark.buckets
 async def test_requests_that_are_written_together_get_their_own_answers(broker: Broker) -> None:
     answers: dict[int, list[Any]] = {}
 
@@ -158,6 +161,7 @@ async def test_requests_that_are_written_together_get_their_own_answers(broker: 
     assert found == answers
 
 
+@pytest.mark.buckets
 async def test_a_push_is_stored_whole_or_not_at_all(open_broker: OpenBroker) -> None:
     async with open_broker(encryption_key=None) as broker:
         await broker.configure("secret", encryption_enabled=True)
@@ -203,6 +207,7 @@ async def test_a_push_that_relied_on_old_options_is_stored_under_the_new(
     assert (await broker.pop("q")).data == ["before", "after"]
 
 
+@pytest.mark.buckets
 async def test_a_push_over_many_partitions_with_one_stale_queue_is_still_whole(broker: Broker, other: Broker) -> None:
     messages = [broker.message(queue=f"q{at % 3}", partition=str(at), payload=b"%d" % at) for at in range(60)]
     await broker.engine.push(messages, None)

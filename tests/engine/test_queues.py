@@ -14,6 +14,8 @@ from queen.model.queue import QueueOptions, StartFrom, StartMode
 if TYPE_CHECKING:
     from tests.conftest import Broker, Session
 
+pytestmark = pytest.mark.buckets
+
 ALL_OPTIONS: dict[str, Any] = {
     "lease_seconds": 17,
     "retry_limit": 0,

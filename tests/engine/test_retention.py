@@ -25,6 +25,7 @@ async def sweep(broker: Broker, name: str = "q") -> int:
     [{"retention_enabled": True, "retention_seconds": 60}, {"max_wait_time_seconds": 60}],
     ids=["retention", "eviction"],
 )
+@pytest.mark.buckets
 async def test_an_expired_message_is_hidden_before_the_sweep_and_freed_by_it(
     broker: Broker, database_clock: DatabaseClock, sql: Session, options: dict[str, int]
 ) -> None:
@@ -123,6 +124,7 @@ async def test_an_expired_message_cannot_be_acked_when_it_has_been_removed(
     assert [verdict.error for verdict in verdicts] == ["Message not found"] * 2
 
 
+@pytest.mark.buckets
 async def test_the_sweep_goes_through_more_partitions_than_one_step_holds(
     broker: Broker, database_clock: DatabaseClock, sql: Session
 ) -> None:
@@ -136,6 +138,7 @@ async def test_the_sweep_goes_through_more_partitions_than_one_step_holds(
     assert len(await broker.drain("q", partitions=100)) == 50
 
 
+@pytest.mark.buckets
 async def test_housekeeping_sweeps_by_itself(
     open_broker: OpenBroker, database_clock: DatabaseClock, sql: Session
 ) -> None:

@@ -13,6 +13,8 @@ from queen.model.queue import StartFrom, StartMode
 if TYPE_CHECKING:
     from tests.conftest import Broker, DatabaseClock, Session
 
+pytestmark = pytest.mark.buckets
+
 NEW = StartFrom(StartMode.NEW)
 
 

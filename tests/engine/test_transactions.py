@@ -14,6 +14,8 @@ from queen.model.message import Ack, AckResult, AckStatus, PushResult
 if TYPE_CHECKING:
     from tests.conftest import Broker, DatabaseClock, OpenBroker
 
+pytestmark = pytest.mark.buckets
+
 NOT_FOUND = "ACK operation failed: Message not found"
 LOST = "ACK operation failed: Invalid or expired lease"
 
