@@ -26,6 +26,7 @@ _WHERE: Final = """
 """
 _PLACES: Final = {
     "anywhere": " AND $6::uuid[] IS NULL",
+    "group": " AND d.group_name = $2::text AND $6::uuid[] IS NULL",
     "queue": " AND d.queue_id = ($6::uuid[])[1]",
     "partitions": " AND d.partition_id = ANY ($6::uuid[])",
 }
@@ -93,6 +94,8 @@ class DeadLetters:
         async def read(connection: Connection) -> tuple[int, list[Any]]:
             async with connection.transaction(isolation="repeatable_read", readonly=True):
                 place, ids = await self._place(connection, queue, partition)
+                if place == "anywhere" and group is not None:
+                    place = "group"
                 pages = []
                 counted = 0
                 for bucket in range(self._counts.buckets):

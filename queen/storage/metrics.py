@@ -34,7 +34,7 @@ FORGET_SECONDS: Final = 3600
 """After which a process that is gone is forgotten."""
 
 MAX_LEASES: Final = 10_000
-MAX_DEAD_LETTERS: Final = 10_000
+MAX_DEAD_LETTERS: Final = 2000
 """Rows of a bucket that a page sums or groups."""
 
 TOP_ERRORS: Final = 10
@@ -98,14 +98,9 @@ _LEASES: Final = """
 """
 _DEAD_TOTAL: Final = "SELECT coalesce(sum(s.dead_letters), 0)::bigint FROM (" + ALL_SUMS + ") s"
 _DEAD_ERRORS: Final = """
-    SELECT left(d.error, 200) AS error, count(*) AS letters,
-        (SELECT count(DISTINCT x.partition_id) FROM (
-            SELECT dl.partition_id FROM queen.dead_letters dl WHERE dl.bucket = $1 ORDER BY dl.failed_at DESC LIMIT $2
-        ) x) AS partitions
-    FROM (
-        SELECT dl.error FROM queen.dead_letters dl WHERE dl.bucket = $1 ORDER BY dl.failed_at DESC LIMIT $2
-    ) d
-    GROUP BY 1 ORDER BY 2 DESC LIMIT 100
+    WITH newest AS MATERIALIZED (SELECT * FROM queen.newest_dead_letters($1, $2))
+    SELECT d.error, count(*) AS letters, (SELECT count(DISTINCT n.partition_id) FROM newest n) AS partitions
+    FROM newest d GROUP BY d.error ORDER BY 2 DESC LIMIT 100
 """
 _DEAD_BY_QUEUE: Final = (
     "SELECT q.name, sum(s.dead_letters)::bigint AS letters FROM ("
@@ -368,9 +363,11 @@ class Metrics:
             errors: dict[str, int] = {}
             partitions = 0
             for bucket in range(buckets):
+                here = 0
                 for row in await connection.fetch(_DEAD_ERRORS, bucket, MAX_DEAD_LETTERS):
                     errors[row["error"]] = errors.get(row["error"], 0) + row["letters"]
-                    partitions = max(partitions, row["partitions"])
+                    here = row["partitions"]
+                partitions += here
             most = sorted(errors.items(), key=lambda pair: (-pair[1], pair[0]))[:TOP_ERRORS]
             return DeadLetterSummary(total=total, partitions=partitions, errors=tuple(most))
 

@@ -15,7 +15,7 @@ from queen.storage.counts import ALL_SUMS, Counts
 MAX_PARTITIONS: Final = 1000
 """Partitions of one queue that a page shows."""
 
-MAX_CANDIDATES: Final = 10_000
+MAX_CANDIDATES: Final = 2000
 """Partitions that a page looks at in search of those with something pending."""
 
 MAX_LAGS: Final = 1000
@@ -76,9 +76,7 @@ _LEASED: Final = """
 _SOME_PARTITIONS: Final = """
     SELECT q.queue_id, p.partition_id
     FROM unnest($2::uuid[]) AS q (queue_id)
-    CROSS JOIN LATERAL (
-        SELECT pa.partition_id FROM queen.partitions pa WHERE pa.bucket = $1 AND pa.queue_id = q.queue_id LIMIT $3
-    ) p
+    CROSS JOIN LATERAL unnest(queen.list_partitions($1, q.queue_id, false, $3)) AS p (partition_id)
     LIMIT $3
 """
 _PENDING_PARTITIONS: Final = """

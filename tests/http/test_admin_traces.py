@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -102,7 +103,7 @@ async def test_many_traces_at_once_are_all_recorded(http: Http) -> None:
     messages = await http.push("q", *range(20))
     async with trio.open_nursery() as consumers:
         for message in messages:
-            consumers.start_soon(lambda message=message: record(http, message, traceNames=["same"]))
+            consumers.start_soon(partial(record, http, message, traceNames=["same"]))
 
     (name,) = (await ask(http, "traces", "names"))["trace_names"]
     assert (name["trace_count"], name["message_count"]) == (20, 20)

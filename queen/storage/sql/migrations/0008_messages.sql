@@ -3,6 +3,22 @@
 -- Serves the dead letter list of all queues, newest failure first.
 CREATE INDEX dead_letters_by_time ON queen.dead_letters (bucket, failed_at);
 
+-- Serves the dead letter list of a group.
+CREATE INDEX dead_letters_by_group ON queen.dead_letters (bucket, group_name, failed_at);
+
+-- What the newest dead letters are about. (Sorting all of them would look cheaper than following the index.)
+CREATE OR REPLACE FUNCTION queen.newest_dead_letters(p_bucket integer, p_most integer)
+RETURNS TABLE (partition_id uuid, error text) LANGUAGE plpgsql STABLE
+SET enable_seqscan = off SET enable_bitmapscan = off SET enable_sort = off SET jit = off
+AS $$
+#variable_conflict use_column
+BEGIN
+    RETURN QUERY
+        SELECT d.partition_id, left(d.error, 200) FROM queen.dead_letters d
+        WHERE d.bucket = p_bucket ORDER BY d.failed_at DESC LIMIT p_most;
+END
+$$;
+
 -- Partitions in which to look for recent messages of queues: all of a queue if there are no more than p_most that hold any,
 -- else half of that from those that have something for some group, the latest news first, and half from those whose
 -- oldest message is the youngest. (An index by the time of the last push would cost every push.)
