@@ -32,6 +32,8 @@ def run_tests(session: nox.Session) -> None:
     install(session, "tests")
     arguments = session.posargs or [f"tests/{suite}" for suite in SUITES if (ROOT / "tests" / suite).is_dir()]
     session.run("pytest", *arguments)
+    if not session.posargs:  # once more past hypercorn and Quart
+        session.run("pytest", "tests/http", env={"QUEEN_TEST_FAST_HTTP": "1"})
 
 
 @nox.session

@@ -178,8 +178,9 @@ async def open_app(settings: Settings) -> AsyncIterator[QueenApp]:
 class Standing:
     """An application that lives through the whole run, in a thread, for requests that leave nothing behind."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, kind: type[Http] = Http) -> None:
         self._settings = settings
+        self._kind = kind
         self._ready = threading.Event()
         self._closing: trio.Event
         self._token: trio.lowlevel.TrioToken
@@ -215,6 +216,6 @@ class Standing:
         self._token = trio.lowlevel.current_trio_token()
         self._closing = trio.Event()
         async with open_app(self._settings) as app:
-            self._http = Http(app)
+            self._http = self._kind(app)
             self._ready.set()
             await self._closing.wait()

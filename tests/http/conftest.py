@@ -12,6 +12,10 @@ from queen.app import QueenApp
 from queen.config.settings import Secret, Settings
 
 from .asgi_driver import Http, Standing, open_app
+from .fast_driver import FastHttp
+
+WAY = FastHttp if os.environ.get("QUEEN_TEST_FAST_HTTP") == "1" else Http
+"""The whole suite runs either way: see fast_driver.py."""
 
 
 @pytest.fixture
@@ -23,7 +27,7 @@ async def app(settings: Settings) -> AsyncIterator[QueenApp]:
 
 @pytest.fixture
 async def http(app: QueenApp) -> Http:
-    return Http(app)
+    return WAY(app)
 
 
 @pytest.fixture(scope="session")
@@ -31,7 +35,7 @@ def standing(postgres: Any) -> Iterator[Standing]:
     buckets = int(os.environ.get("QUEEN_TEST_BUCKETS", "1"))
     name = postgres.create_migrated(buckets)
     settings = Settings(database_url=Secret(postgres.url(name)), buckets=buckets, db_pool_size=4)
-    standing = Standing(settings)
+    standing = Standing(settings, WAY)
     standing.start()
     yield standing
     standing.stop()
