@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Final
+from typing import Any, Final
 from uuid import UUID
 
 from queen.model.queue import QUEUE_MODE
@@ -55,6 +55,37 @@ _SUMS_OF: Final = (
 )
 ALL_SUMS: Final = _SUMS_OF[0] + _FOLDED + _SUMS_OF[1] + _CHANGES + _SUMS_OF[2]
 """The sums of all queues, over all buckets."""
+
+PER_QUEUE: Final = (
+    "WITH sums AS ("
+    + ALL_SUMS
+    + """), ahead AS (
+        SELECT g.queue_id, g.name,
+            greatest(o.stored - greatest(coalesce(s.consumed, 0), o.removed), 0) AS messages
+        FROM queen.consumer_groups g
+        JOIN sums o ON o.queue_id = g.queue_id AND o.group_name = ''
+        LEFT JOIN sums s ON s.queue_id = g.queue_id AND s.group_name = g.name
+    ), per_queue AS (
+        SELECT o.queue_id, o.partitions, o.stored_at, o.stored - o.removed - o.erased AS total,
+            least(coalesce(slow.messages, o.stored), o.stored - o.removed - o.erased) AS ahead
+        FROM sums o
+        LEFT JOIN (SELECT a.queue_id, max(a.messages) AS messages FROM ahead a GROUP BY a.queue_id) slow
+            ON slow.queue_id = o.queue_id
+        WHERE o.group_name = ''
+    )
+    """
+)
+"""Begins a query that wants, of all queues: ``sums``; ``ahead``, what each registered group has not consumed (skips
+among it); ``per_queue``, with what the slowest group has not consumed."""
+
+_BEHIND: Final = (
+    PER_QUEUE
+    + """
+    SELECT a.queue_id, a.name, q.name AS queue, a.messages::bigint AS messages, count(*) OVER () AS groups
+    FROM ahead a JOIN queen.queues q ON q.queue_id = a.queue_id
+    ORDER BY a.messages DESC LIMIT $1
+    """
+)
 
 _IN_BUCKET: Final = " WHERE c.bucket = $1 AND ($2::uuid[] IS NULL OR c.queue_id = ANY ($2))"
 _SOME_IN_BUCKET: Final = " WHERE c.bucket = $1 AND c.queue_id = ANY ($2)"
@@ -104,10 +135,25 @@ class Counts:
                     group = count.groups.setdefault(row["group_name"], GroupCount())
                     group.consumed += row["consumed"]
                     group.dead_letters += row["dead_letters"]
-            for row in await connection.fetch(_SKIPS, bucket, queue_ids, MAX_SKIPPING):
-                count = counts.setdefault(row["queue_id"], QueueCount(groups={}))
-                count.groups.setdefault(row["group_name"], GroupCount()).skips += row["skips"]
+        for (queue_id, name), skips in (await self.skips(connection, queue_ids)).items():
+            count = counts.setdefault(queue_id, QueueCount(groups={}))
+            count.groups.setdefault(name, GroupCount()).skips = skips
         return counts
+
+    async def skips(self, connection: Connection, queue_ids: Sequence[UUID] | None) -> dict[tuple[UUID, str], int]:
+        """asyncio flavor. How many messages ahead of them groups will not be given, of those that skip any."""
+        skips: dict[tuple[UUID, str], int] = {}
+        for bucket in range(self.buckets):
+            for row in await connection.fetch(_SKIPS, bucket, queue_ids, MAX_SKIPPING):
+                key = (row["queue_id"], row["group_name"])
+                skips[key] = skips.get(key, 0) + row["skips"]
+        return skips
+
+    async def behind(self, connection: Connection, limit: int) -> tuple[int, list[Any]]:
+        """asyncio flavor. How many registrations there are, and those that have most ahead: queue_id, name, queue,
+        messages; none with nothing."""
+        rows = await connection.fetch(_BEHIND, limit)
+        return (rows[0]["groups"] if rows else 0), [row for row in rows if row["messages"] > 0]
 
     async def lags(self, connection: Connection, pairs: Sequence[tuple[UUID, str]]) -> list[GroupLag]:
         """asyncio flavor. How far each (queue, group) lags, in the order given. The more pairs, the smaller the sample

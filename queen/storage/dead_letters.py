@@ -11,7 +11,7 @@ import msgspec
 
 from queen.storage.bridge import Bridge
 from queen.storage.connect import Connection
-from queen.storage.counts import Counts
+from queen.storage.counts import ALL_SUMS, Counts
 from queen.storage.ids import partition_id_of
 from queen.storage.segments import Body, Keyring, unseal
 
@@ -43,6 +43,12 @@ _LIST: Final = {
     " ORDER BY d.failed_at DESC, d.message_offset DESC"
     for place, there in _PLACES.items()
 }
+_TOTAL: Final = (
+    "SELECT coalesce(sum(s.dead_letters), 0)::bigint FROM ("
+    + ALL_SUMS
+    + ") s JOIN queen.queues q ON q.queue_id = s.queue_id"
+    " WHERE ($1::uuid[] IS NULL OR s.queue_id = ANY ($1)) AND ($2::text IS NULL OR s.group_name = $2)"
+)
 _COUNT: Final = {
     place: "SELECT count(*) FROM (SELECT FROM queen.dead_letters d" + _WHERE + there + " LIMIT $5) d"
     for place, there in _PLACES.items()
@@ -107,13 +113,7 @@ class DeadLetters:
                             _COUNT[place], bucket, group, failed_from, failed_to, MAX_COUNTED, ids
                         )
                 if place != "partitions" and failed_from is None and failed_to is None:
-                    sums = await self._counts.sums(connection, ids)
-                    counted = sum(
-                        count.dead_letters
-                        for sums_of_queue in sums.values()
-                        for name, count in sums_of_queue.groups.items()
-                        if group is None or name == group
-                    )
+                    counted = await connection.fetchval(_TOTAL, ids, group)
                 newest = heapq.merge(*pages, key=lambda row: (row["failed_at"], row["message_offset"]), reverse=True)
                 return counted, list(newest)[offset : offset + limit]
 

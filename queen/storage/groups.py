@@ -17,12 +17,21 @@ from queen.model.status import GroupLag, GroupPosition, GroupStatus
 from queen.storage.bridge import Bridge
 from queen.storage.catalogue import SELECT_QUEUE, Catalogue, queue_of
 from queen.storage.connect import Connection
-from queen.storage.counts import Counts
+from queen.storage.counts import PER_QUEUE, Counts
 from queen.storage.ids import bucket_of, partition_id_of
 
 POSITIONS_MOST: Final = 1000
 """Partitions of one queue that a page lists; a queue may have millions."""
 
+PAGE_MOST: Final = 10_000
+"""Partitions that a page lists over all queues of a group."""
+
+_POSITIONS: Final = """
+    SELECT q.queue_id, p.*
+    FROM unnest($3::uuid[]) AS q (queue_id)
+    CROSS JOIN LATERAL queen.group_positions($1, NULL, $2, q.queue_id, $4, $5) p
+    LIMIT $6
+"""
 _MOVE: Final = "SELECT queen.move_group_bucket($1, NULL, $2, $3, $4, $5, $6, $7)"
 _FORGET: Final = "SELECT queen.forget_group_bucket($1, $2, $3)"
 _LAST_CONSUMED: Final = """
@@ -35,11 +44,17 @@ _LAST_CONSUMED: Final = """
 _OF_GROUP: Final = (
     SELECT_QUEUE + " WHERE queue_id IN (SELECT g.queue_id FROM queen.consumer_groups g WHERE g.name = $1) ORDER BY name"
 )
-_REGISTERED: Final = """
-    SELECT g.queue_id, g.name, g.mode, g.start_at, g.created_at, q.name AS queue
-    FROM queen.consumer_groups g JOIN queen.queues q ON q.queue_id = g.queue_id
+_REGISTERED: Final = (
+    PER_QUEUE
+    + """
+    SELECT g.queue_id, g.name, g.mode, g.start_at, g.created_at, q.name AS queue,
+        coalesce(a.messages, 0)::bigint AS ahead
+    FROM queen.consumer_groups g
+    JOIN queen.queues q ON q.queue_id = g.queue_id
+    LEFT JOIN ahead a ON a.queue_id = g.queue_id AND a.name = g.name
     ORDER BY q.name, g.name
-"""
+    """
+)
 
 
 class Target(msgspec.Struct, frozen=True):
@@ -176,8 +191,8 @@ class Groups:
             async with connection.transaction(isolation="repeatable_read", readonly=True):
                 now = await connection.fetchval("SELECT clock_timestamp()")
                 rows = await connection.fetch(_REGISTERED)
-                counts = await self._counts.sums(connection, None)
-                ahead = [counts[row["queue_id"]].ahead(row["name"]) if row["queue_id"] in counts else 0 for row in rows]
+                skips = await self._counts.skips(connection, None)
+                ahead = [max(0, row["ahead"] - skips.get((row["queue_id"], row["name"]), 0)) for row in rows]
                 lagging = [at for at, messages in enumerate(ahead) if messages > 0]
                 lags = [GroupLag()] * len(rows)
                 sampled = await self._counts.lags(
@@ -197,12 +212,7 @@ class Groups:
         async def read(connection: Connection) -> list[GroupPosition]:
             async with connection.transaction(isolation="repeatable_read", readonly=True):
                 now = await connection.fetchval("SELECT clock_timestamp()")
-                counts = await self._counts.sums(connection, None)
-                behind = [
-                    row
-                    for row in await connection.fetch(_REGISTERED)
-                    if row["queue_id"] in counts and counts[row["queue_id"]].ahead(row["name"]) > 0
-                ]
+                _, behind = await self._counts.behind(connection, limit)
                 found = []
                 for bucket in range(self._counts.buckets):
                     rows = await connection.fetch(
@@ -222,26 +232,23 @@ class Groups:
         return await self._bridge.run(read, writes=False)
 
     async def positions(self, group: str) -> dict[str, list[GroupPosition]]:
-        """Where a group stands, by queue; at most POSITIONS_MOST partitions a queue and bucket."""
+        """Where a group stands, by queue; at most POSITIONS_MOST partitions a queue, and PAGE_MOST, of a bucket."""
 
         async def read(connection: Connection) -> dict[str, list[GroupPosition]]:
             async with connection.transaction(isolation="repeatable_read", readonly=True):
                 now = await connection.fetchval("SELECT clock_timestamp()")
                 found: dict[str, list[GroupPosition]] = {}
-                for queue in [queue_of(row) for row in await connection.fetch(_OF_GROUP, group)]:
-                    places = found[queue.name] = []
-                    for bucket in range(self._counts.buckets):
-                        rows = await connection.fetch(
-                            "SELECT * FROM queen.group_positions($1, NULL, $2, $3, $4, $5)",
-                            bucket,
-                            connection.epoch,
-                            queue.queue_id,
-                            group,
-                            POSITIONS_MOST,
-                        )
-                        places += [_position(row, group, queue.name, now) for row in rows]
+                queues = {row["queue_id"]: row["name"] for row in await connection.fetch(_OF_GROUP, group)}
+                for bucket in range(self._counts.buckets):
+                    rows = await connection.fetch(
+                        _POSITIONS, bucket, connection.epoch, list(queues), group, POSITIONS_MOST, PAGE_MOST
+                    )
+                    for row in rows:
+                        queue = queues[row["queue_id"]]
+                        found.setdefault(queue, []).append(_position(row, group, queue, now))
+                for places in found.values():
                     places.sort(key=lambda position: position.partition)
-                return found
+                return dict(sorted(found.items()))
 
         return await self._bridge.run(read, writes=False)
 

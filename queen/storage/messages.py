@@ -31,7 +31,7 @@ from queen.storage.acks import AckFlush, bury
 from queen.storage.bridge import Bridge
 from queen.storage.catalogue import SELECT_QUEUE, Catalogue, queue_of
 from queen.storage.connect import Connection
-from queen.storage.counts import Counts
+from queen.storage.counts import PER_QUEUE, Counts
 from queen.storage.ids import bucket_of, id_prefix_text, partition_id_of, transaction_key
 from queen.storage.lines import Line, read_line, without_payload
 from queen.storage.pushes import Pushes, PushRequest, Woken
@@ -62,9 +62,13 @@ _BEGINNING: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _END: Final = datetime(9999, 1, 1, tzinfo=UTC)
 _STALE_TRIES: Final = 8
 
+_QUEUE: Final = (
+    SELECT_QUEUE + " WHERE name = $1 AND ($2::text IS NULL OR namespace = $2) AND ($3::text IS NULL OR task = $3)"
+)
 _QUEUES: Final = (
-    SELECT_QUEUE + " WHERE ($1::text IS NULL OR name = $1) AND ($2::text IS NULL OR namespace = $2)"
-    " AND ($3::text IS NULL OR task = $3)"
+    PER_QUEUE + "SELECT q.* FROM (" + SELECT_QUEUE + ") q JOIN per_queue p ON p.queue_id = q.queue_id"
+    " WHERE p.total > 0 AND ($1::text IS NULL OR q.namespace = $1) AND ($2::text IS NULL OR q.task = $2)"
+    " ORDER BY p.stored_at DESC NULLS LAST, q.name LIMIT $3"
 )
 _PARTITIONS: Final = """
     SELECT p.partition_id, p.queue_id, p.name, p.first_offset, p.next_offset, p.last_created_at
@@ -166,25 +170,19 @@ class Messages:
 
         return await self._bridge.run(read, writes=False)
 
-    async def _queues(
-        self, connection: Connection, query: MessageQuery
-    ) -> tuple[dict[UUID, tuple[Queue, bool]], frozenset[str]]:
-        """asyncio flavor. The queues to look in, and whether they have dead letters; the groups of all of them."""
-        rows = await connection.fetch(_QUEUES, query.queue, query.namespace, query.task)
-        narrow = query.queue is not None
-        sums = await self._counts.sums(connection, [row["queue_id"] for row in rows] if narrow else None)
+    async def _queues(self, connection: Connection, query: MessageQuery) -> tuple[dict[UUID, Queue], frozenset[str]]:
+        """asyncio flavor. The queues to look in, and the groups that they have."""
+        if query.queue is not None:
+            rows = await connection.fetch(_QUEUE, query.queue, query.namespace, query.task)
+        else:
+            rows = await connection.fetch(_QUEUES, query.namespace, query.task, MAX_QUEUES)
         names = await connection.fetch(
             "SELECT DISTINCT name FROM queen.consumer_groups WHERE queue_id = ANY ($1)",
             [row["queue_id"] for row in rows],
         )
-        rows = [row for row in rows if row["queue_id"] in sums and sums[row["queue_id"]].total > 0]
-        rows.sort(key=lambda row: sums[row["queue_id"]].stored_at or _BEGINNING, reverse=True)
-        queues = {row["queue_id"]: (queue_of(row), sums[row["queue_id"]].dead_letters > 0) for row in rows[:MAX_QUEUES]}
-        return queues, frozenset(row["name"] for row in names)
+        return {row["queue_id"]: queue_of(row) for row in rows}, frozenset(row["name"] for row in names)
 
-    async def _views(
-        self, connection: Connection, queues: Mapping[UUID, tuple[Queue, bool]], partition: str | None
-    ) -> list[_View]:
+    async def _views(self, connection: Connection, queues: Mapping[UUID, Queue], partition: str | None) -> list[_View]:
         """asyncio flavor."""
         views: list[_View] = []
         if not queues:
@@ -202,7 +200,7 @@ class Messages:
                 rows = await connection.fetch(
                     "SELECT * FROM queen.partitions_to_look_at($1, $2, $3)", bucket, list(queues), each
                 )
-            here = {row["partition_id"]: _View(queues[row["queue_id"]][0], row) for row in rows}
+            here = {row["partition_id"]: _View(queues[row["queue_id"]], row) for row in rows}
             await self._read_cursors(connection, bucket, here)
             views += here.values()
         return views

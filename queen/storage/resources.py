@@ -10,7 +10,7 @@ from queen.model.status import Depth, LabelStatus, Overview, PartitionStatus, Qu
 from queen.storage.bridge import Bridge
 from queen.storage.catalogue import SELECT_QUEUE, queue_of
 from queen.storage.connect import Connection
-from queen.storage.counts import ALL_SUMS, Counts
+from queen.storage.counts import PER_QUEUE, Counts
 
 MAX_PARTITIONS: Final = 1000
 """Partitions of one queue that a page shows."""
@@ -26,44 +26,23 @@ MAX_LEASES: Final = 10_000
 
 _STATES: Final = "SELECT * FROM queen.partition_states($1, NULL, $2, $3, $4)"
 _LIST: Final = "SELECT queen.list_partitions($1, $2, $3, $4)"
-_AHEAD: Final = """
-    ahead AS (
-        SELECT g.queue_id, g.name,
-            greatest(o.stored - greatest(coalesce(s.consumed, 0), o.removed), 0) AS messages
-        FROM queen.consumer_groups g
-        JOIN sums o ON o.queue_id = g.queue_id AND o.group_name = ''
-        LEFT JOIN sums s ON s.queue_id = g.queue_id AND s.group_name = g.name
-    )
-"""
 _LABELS: Final = (
-    "WITH sums AS ("
-    + ALL_SUMS
-    + "),"
-    + _AHEAD
+    PER_QUEUE
     + """
-    SELECT q.namespace, q.task, count(*) AS queues, coalesce(sum(o.partitions), 0)::bigint AS partitions,
-        coalesce(sum(o.stored - o.removed - o.erased), 0)::bigint AS total,
-        coalesce(sum(least(coalesce(slow.messages, o.stored), o.stored - o.removed - o.erased)), 0)::bigint AS ahead,
+    SELECT q.namespace, q.task, count(*) AS queues, coalesce(sum(p.partitions), 0)::bigint AS partitions,
+        coalesce(sum(p.total), 0)::bigint AS total, coalesce(sum(p.ahead), 0)::bigint AS ahead,
         coalesce(sum(dead.letters), 0)::bigint AS dead_letters
     FROM queen.queues q
-    LEFT JOIN sums o ON o.queue_id = q.queue_id AND o.group_name = ''
-    LEFT JOIN (SELECT a.queue_id, max(a.messages) AS messages FROM ahead a GROUP BY a.queue_id) slow
-        ON slow.queue_id = q.queue_id
+    LEFT JOIN per_queue p ON p.queue_id = q.queue_id
     LEFT JOIN (SELECT s.queue_id, sum(s.dead_letters) AS letters FROM sums s GROUP BY s.queue_id) dead
         ON dead.queue_id = q.queue_id
     GROUP BY q.namespace, q.task
     ORDER BY q.namespace, q.task
     """
 )
-_BEHIND: Final = (
-    "WITH sums AS ("
-    + ALL_SUMS
-    + "),"
-    + _AHEAD
-    + """
-    SELECT a.queue_id, a.name, a.messages::bigint AS messages, count(*) OVER () AS groups FROM ahead a
-    ORDER BY a.messages DESC LIMIT $1
-    """
+_PENDING_QUEUES: Final = (
+    PER_QUEUE
+    + "SELECT p.queue_id FROM per_queue p WHERE p.ahead > 0 AND p.queue_id = ANY ($1) ORDER BY p.ahead DESC LIMIT 1000"
 )
 _LEASED: Final = """
     SELECT coalesce(sum(c.messages), 0)::bigint FROM (
@@ -130,11 +109,14 @@ class Resources:
                     SELECT_QUEUE + " WHERE $1::text IS NULL OR name = $1 ORDER BY name", queue
                 )
                 queues = {row["queue_id"]: row for row in rows}
-                sql, most = (_SOME_PARTITIONS, limit) if min_depth <= 0 else (_PENDING_PARTITIONS, MAX_CANDIDATES)
+                sql, most, queue_ids = _SOME_PARTITIONS, limit, list(queues)
+                if min_depth > 0:
+                    sql, most = _PENDING_PARTITIONS, MAX_CANDIDATES
+                    queue_ids = [row["queue_id"] for row in await connection.fetch(_PENDING_QUEUES, queue_ids)]
                 found: list[tuple[Queue, PartitionStatus]] = []
                 for bucket in range(self._buckets):
                     ids: dict[UUID, list[UUID]] = {}
-                    for row in await connection.fetch(sql, bucket, list(queues), most):
+                    for row in await connection.fetch(sql, bucket, queue_ids, most):
                         ids.setdefault(row["queue_id"], []).append(row["partition_id"])
                     for queue_id, some in ids.items():
                         owner = queue_of(queues[queue_id])
@@ -214,13 +196,12 @@ class Resources:
                 leased = 0
                 for bucket in range(self._buckets):
                     leased += await connection.fetchval(_LEASED, bucket, connection.epoch, MAX_LEASES)
-                behind = await connection.fetch(_BEHIND, MAX_LAGS)
-                lagging = [row for row in behind if row["messages"] > 0]
+                groups, lagging = await self._counts.behind(connection, MAX_LAGS)
                 lags = await self._counts.lags(connection, [(row["queue_id"], row["name"]) for row in lagging])
                 seconds = [
                     0.0 if lag.oldest_at is None else max(0.0, (now - lag.oldest_at).total_seconds()) for lag in lags
                 ]
-                on_time = (behind[0]["groups"] if behind else 0) - len(lagging)
+                on_time = groups - len(lagging)
                 return Overview(
                     labels=tuple(labels),
                     six=six_of(

@@ -110,6 +110,7 @@ async def _prepare(broker: Broker, sql: Session) -> str:
         IDLE_QUEUES,
     )
     await sql.execute("VACUUM (INDEX_CLEANUP ON) queen.segments, queen.dead_letters")
+    await sql.execute("SELECT pg_stat_force_next_flush()")
     assert result.partition_id == str(partition_id_of(queue.queue_id, "Default"))
     return result.partition_id
 
