@@ -135,7 +135,7 @@ REFUSALS = {
     f"Bearer {jwt.encode({'role': 'admin'}, 'x' * 64, 'HS512')}": "Unsupported algorithm: HS512",
     f"Bearer {jwt.encode({'role': 'admin'}, 'x' * 32)}": "Invalid token signature",
     f"Bearer {token(exp=int(time.time()) - 100)}": "Token has expired",
-    f"Bearer {token(nbf=int(time.time()) + 100)}": "Token verification failed:",
+    f"Bearer {token(nbf=int(time.time()) + 3000)}": "Token verification failed:",
 }
 
 
