@@ -272,13 +272,18 @@ class DatabaseClock:
         self._sql = sql
 
     async def advance(self, seconds: float) -> None:
-        """As if ``seconds`` had passed since everything that is stored. What workers hold in memory stays."""
+        """As if ``seconds`` had passed since everything that is stored. What workers hold in memory stays, and so do
+        series of measurements, which are keyed by their time."""
         columns = await self._sql.fetch(
             "SELECT table_name,"
             " string_agg(format('%I = %I - make_interval(secs => $1)', column_name, column_name), ', ') AS shifts"
             " FROM information_schema.columns"
             " WHERE table_schema = 'queen' AND data_type = 'timestamp with time zone'"
-            " AND table_name NOT IN ('meta', 'migrations') GROUP BY table_name"
+            " AND table_name NOT IN ('meta', 'migrations')"
+            " AND NOT EXISTS (SELECT FROM pg_index i JOIN pg_attribute a ON a.attrelid = i.indrelid"
+            " AND a.attnum = ANY (i.indkey) WHERE i.indisprimary AND a.atttypid = 'timestamptz'::regtype"
+            " AND i.indrelid = format('queen.%I', table_name)::regclass)"
+            " GROUP BY table_name"
         )
 
         async def shift(connection: Any) -> None:

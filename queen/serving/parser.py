@@ -76,6 +76,10 @@ class Parser:
         self._steps = 0  # heads begun, heads complete and pieces of bodies, to see whether a feed brought any
 
     @property
+    def in_body(self) -> bool:
+        return not self.in_head and not self._request.complete
+
+    @property
     def stopped(self) -> bool:
         return self.failure is not None or self.foreign is not None
 

@@ -140,27 +140,29 @@ class Delivery:
         """Cut the answer into chunks. A failure is kept for the owner of the block, who tells the client."""
         sent_bytes = 0
         reported = -1  # tenths of the answer at the last report of backpressure
-        async with send, aclosing(self._parts), aclosing(self._chunks()) as chunks:
-            try:
-                async for chunk in chunks:
-                    try:
-                        send.send_nowait(chunk)
-                    except trio.WouldBlock:
-                        self._counters.backpressure_waits += 1
-                        total_bytes = max(self._total_bytes(), sent_bytes)
-                        if (tenth := sent_bytes * 10 // total_bytes) > reported:
-                            reported = tenth
-                            log.debug(
-                                "backpressure at %s of %s (%.1f%%)",
-                                _size(sent_bytes),
-                                _size(total_bytes),
-                                100 * sent_bytes / total_bytes,
-                            )
-                        await send.send(chunk)
-                    sent_bytes += len(chunk)
-            except QueenError as error:
-                log.warning("answer cut off", error=error.detail, sent_bytes=sent_bytes)
-                failures.append(error)
+        # closed without a checkpoint: at one, the reader could end the block and with it the error that is on its way
+        with send:
+            async with aclosing(self._parts), aclosing(self._chunks()) as chunks:
+                try:
+                    async for chunk in chunks:
+                        try:
+                            send.send_nowait(chunk)
+                        except trio.WouldBlock:
+                            self._counters.backpressure_waits += 1
+                            total_bytes = max(self._total_bytes(), sent_bytes)
+                            if (tenth := sent_bytes * 10 // total_bytes) > reported:
+                                reported = tenth
+                                log.debug(
+                                    "backpressure at %s of %s (%.1f%%)",
+                                    _size(sent_bytes),
+                                    _size(total_bytes),
+                                    100 * sent_bytes / total_bytes,
+                                )
+                            await send.send(chunk)
+                        sent_bytes += len(chunk)
+                except QueenError as error:
+                    log.warning("answer cut off", error=error.detail, sent_bytes=sent_bytes)
+                    failures.append(error)
 
     async def _chunks(self) -> AsyncGenerator[bytes]:
         size = self._chunk_bytes

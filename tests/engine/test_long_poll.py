@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -55,7 +56,8 @@ async def waiting(broker: Broker, *queues: str | None, **where: Any) -> AsyncIte
 async def listening(*brokers: Broker) -> None:
     """Until hints of others are heard."""
     for broker in brokers:
-        await broker.wait_until(lambda broker=broker: broker.engine.store.notifications.listening)
+        notifications = broker.engine.store.notifications
+        await broker.wait_until(partial(getattr, notifications, "listening"))
 
 
 # -- woken --------------------------------------------------------------------------------------------------------
@@ -197,7 +199,8 @@ async def test_the_expiry_of_a_lease_wakes_who_waits_for_its_partition(broker: B
 async def test_the_end_of_a_delay_or_window_wakes_who_waits(
     broker: Broker, other: Broker, option: str, before: bool
 ) -> None:
-    await broker.configure("q", **{option: 1})
+    options: dict[str, Any] = {option: 1}
+    await broker.configure("q", **options)
     await listening(broker)
     if before:
         await other.push("q", 1)
@@ -300,7 +303,7 @@ async def test_a_waiting_pop_looks_once_and_then_sleeps(broker: Broker) -> None:
     async with trio.open_nursery() as consumers:
         for queue in ("q", "empty", "unborn"):
             for _ in range(3):
-                consumers.start_soon(lambda queue=queue: broker.pop(queue, wait=60))
+                consumers.start_soon(partial(broker.pop, queue, wait=60))
         await broker.wait_parked(9)
         looks = broker.looks
         await trio.sleep(QUIET)
@@ -356,7 +359,7 @@ async def test_a_cancelled_waiting_pop_owns_nothing(broker: Broker, auto_ack: bo
     for delay in DELAYS:
         owned: list[LeasedBatch] = []
         async with trio.open_nursery() as consumer:
-            consumer.start_soon(lambda owned=owned: consume(broker, owned, auto_ack=auto_ack))
+            consumer.start_soon(partial(consume, broker, owned, auto_ack=auto_ack))
             await broker.wait_parked(1)
             await broker.push("q", delay)
             await trio.sleep(delay)

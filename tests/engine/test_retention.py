@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tests.conftest import Broker, DatabaseClock, OpenBroker, Session
@@ -27,7 +27,7 @@ async def sweep(broker: Broker, name: str = "q") -> int:
 )
 @pytest.mark.buckets
 async def test_an_expired_message_is_hidden_before_the_sweep_and_freed_by_it(
-    broker: Broker, database_clock: DatabaseClock, sql: Session, options: dict[str, int]
+    broker: Broker, database_clock: DatabaseClock, sql: Session, options: dict[str, Any]
 ) -> None:
     await broker.configure("q", **options)
     await broker.push("q", "old", "older")

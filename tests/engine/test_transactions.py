@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import pytest
@@ -178,7 +178,7 @@ async def test_t6_an_id_used_before_is_a_duplicate_and_the_rest_is_applied(broke
 async def test_t6_a_transaction_repeated_after_a_lost_answer_is_harmless(broker: Broker) -> None:
     await broker.push("a", 1, 2)
     popped = await broker.pop("a")
-    operations = [
+    operations: list[Any] = [
         [broker.message(queue="b", transaction_id=f"b-{at}") for at in range(3)],
         *broker.acks_of(popped.messages, lease=popped.lease),
     ]
