@@ -128,11 +128,11 @@ class Delivery:
         log.info("streaming large response: %s", _size(self._total_bytes()), messages=self._batch.message_count)
         send, receive = trio.open_memory_channel[bytes](CHUNKS_AHEAD)
         failures: list[Exception] = []
-        async with trio.open_nursery() as reader:
-            reader.start_soon(self._send_chunks, send, failures)
-            async with receive:
+        with receive:  # open until the reader has ended: closed before, it would be an error to the reader
+            async with trio.open_nursery() as reader:
+                reader.start_soon(self._send_chunks, send, failures)
                 yield receive
-            reader.cancel_scope.cancel()  # the client is served, or gone: nothing more to read
+                reader.cancel_scope.cancel()  # the client is served, or gone: nothing more to read
         if failures:
             raise failures[0]
 
