@@ -246,6 +246,16 @@ async def test_a_request_id_that_is_unfit_for_a_log_is_replaced(client: Client, 
     assert len(answer.headers["x-request-id"]) == 16
 
 
+async def test_pipelined_requests_are_answered_in_order_and_read_as_they_are(fast_server: Server) -> None:
+    ids = [f"id-{number}" for number in range(3000)]
+    async with await fast_server.connect() as client, trio.open_nursery() as sending:
+        sending.start_soon(client.send, b"".join(request("GET", "/health", X_Request_Id=id) for id in ids))
+
+        answers = [await client.receive() for _ in ids]
+
+    assert [answer.headers["x-request-id"] for answer in answers if answer] == ids
+
+
 async def test_head_answers_as_get_without_a_body(standing: Standing) -> None:
     async with await standing.server.connect() as client:
         length = (await client.exchange(request("GET", "/livez"))).headers["content-length"]
