@@ -106,6 +106,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     retention_interval_seconds: float = 300.0
     retention_batch: int = 1000
     eviction_interval_seconds: float = 60.0
+    dead_letter_retention_days: int = 0  # 0: until somebody removes them
     # metrics
     stats_interval_seconds: float = 10.0  # between two reports of a worker
     stats_retention_days: int = 7  # of series by the quarter of an hour

@@ -139,6 +139,7 @@ ENVIRONMENT: Final[dict[str, tuple[str, Parser]]] = {
     "RETENTION_INTERVAL": ("retention_interval_seconds", _interval),
     "RETENTION_BATCH_SIZE": ("retention_batch", _positive),
     "EVICTION_INTERVAL": ("eviction_interval_seconds", _interval),
+    "QUEEN_DEAD_LETTER_DAYS": ("dead_letter_retention_days", _natural),
     "STATS_INTERVAL_MS": ("stats_interval_seconds", _interval),
     "STATS_HISTORY_RETENTION_DAYS": ("stats_retention_days", _positive),
     "METRICS_SAMPLE_INTERVAL_MS": ("metrics_sample_seconds", _interval),

@@ -15,7 +15,7 @@ import trio
 
 from queen.engine.batcher import Batcher
 from queen.engine.monitor import Monitor
-from queen.model.browse import Found, MessageDetail, MessageQuery
+from queen.model.browse import DeadLetterFilter, Found, MessageDetail, MessageQuery
 from queen.model.message import PushResult
 from queen.model.metrics import (
     DeadLetterSummary,
@@ -38,7 +38,7 @@ from queen.model.status import (
 )
 from queen.model.trace import NamedTrace, NewTrace, Trace, TraceName
 from queen.storage.groups import Moved, Target
-from queen.storage.messages import Place
+from queen.storage.places import Place
 from queen.storage.pushes import Woken
 from queen.storage.store import Store
 
@@ -135,7 +135,7 @@ class Admin:
 
     async def retry(self, partition_id: str, transaction_id: str) -> PushResult | Place | None:
         """Deliver a dead letter again, as a copy at the end of its partition. Place: it is no dead letter."""
-        retried = await self._store.messages.retry(partition_id, transaction_id)
+        retried = await self._store.redrive.retry(partition_id, transaction_id)
         if retried is None or isinstance(retried, Place):
             return retried
         self._tell_woken(retried.woken)
@@ -239,6 +239,27 @@ class Admin:
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """What runs in the background, until cancelled."""
         await self._traces.run(task_status=task_status)
+
+    # -- dead letters ---------------------------------------------------------------------------------------------
+
+    async def matching_dead_letters(self, queue_name: str, chosen: DeadLetterFilter, limit: int) -> list[UUID] | None:
+        """The messages of the dead letters that a filter chooses. None: no such queue."""
+        queue = await self._store.catalogue.find(queue_name)
+        return None if queue is None else await self._store.redrive.matching(queue, chosen, limit)
+
+    async def redrive(self, queue_name: str, chosen: DeadLetterFilter, limit: int) -> list[UUID] | None:
+        """Deliver dead letters again, as copies at the end of their partitions. Their messages; None: no such queue."""
+        queue = await self._store.catalogue.find(queue_name)
+        if queue is None:
+            return None
+        done = await self._store.redrive.redrive(queue, chosen, limit)
+        self._tell_woken(done.woken)
+        return done.message_ids
+
+    async def remove_dead_letters(self, queue_name: str, chosen: DeadLetterFilter, limit: int) -> list[UUID] | None:
+        """Remove dead letters; messages that are still stored stay. Their messages; None: no such queue."""
+        queue = await self._store.catalogue.find(queue_name)
+        return None if queue is None else await self._store.redrive.remove(queue, chosen, limit)
 
     async def _tell(self, place: Place, group: str) -> None:
         queue = await self._store.catalogue.find(place.queue)

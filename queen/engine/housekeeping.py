@@ -40,7 +40,7 @@ def _has_eviction(queue: Queue) -> bool:
 
 
 async def _forget(store: Store, settings: Settings) -> None:
-    """Once an hour: old metrics and traces."""
+    """Once an hour: old metrics, traces and dead letters."""
     while True:
         await trio.sleep(_FORGET_INTERVAL_SECONDS)
         try:
@@ -52,6 +52,10 @@ async def _forget(store: Store, settings: Settings) -> None:
                 }
             )
             await store.traces.expire(settings.metrics_retention_days)
+            if settings.dead_letter_retention_days:
+                removed = await store.redrive.expire(settings.dead_letter_retention_days)
+                if removed:
+                    log.info("old dead letters removed", messages=removed)
         except QueenError as error:
             log.warning("old metrics not removed, will try again", error=str(error))
 

@@ -97,6 +97,17 @@ class MessageQuery(msgspec.Struct, frozen=True, kw_only=True):
     offset: int = 0
 
 
+class DeadLetterFilter(msgspec.Struct, frozen=True, kw_only=True):
+    """Which dead letters of a queue; None: any. ``error`` is a part of the reason."""
+
+    partition: str | None = None
+    group: str | None = None
+    failed_from: datetime | None = None
+    failed_to: datetime | None = None
+    error: str | None = None
+    message_id: UUID | None = None
+
+
 class FoundMessage(msgspec.Struct, frozen=True, kw_only=True):
     """A message that was found. ``line``: see ``queen.storage.lines``; in lists without its payload."""
 

@@ -67,6 +67,8 @@ ROUTES: Final = (
     Route("POST", "/api/v1/messages/<partition_id>/<transaction_id>/retry", messages.retry_message),
     Route("POST", "/api/v1/messages/<partition_id>/<transaction_id>/dlq", messages.set_message_aside),
     Route("GET", "/api/v1/dlq", dead_letters.list_dead_letters, Level.READ_ONLY),
+    Route("DELETE", "/api/v1/dlq", dead_letters.remove_dead_letters),
+    Route("POST", "/api/v1/dlq/redrive", dead_letters.redrive),
     Route("POST", "/api/v1/traces", traces.record),
     Route("GET", "/api/v1/traces/names", traces.list_names, Level.READ_ONLY),
     Route("GET", "/api/v1/traces/by-name/<name>", traces.list_by_name, Level.READ_ONLY),

@@ -1,9 +1,20 @@
-"""GET /api/v1/dlq: the messages that were set aside after their last delivery."""
+"""/api/v1/dlq: the messages that were set aside after their last delivery; seen, delivered again, removed."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from uuid import UUID
+
+from queen.errors import NotFound
 from queen.routes.call import Answer, Call, Context
-from queen.routes.wire.dead_letters import read_dead_letter_query, write_dead_letters
+from queen.routes.wire.dead_letters import (
+    Selection,
+    read_dead_letter_query,
+    read_redrive,
+    read_removal,
+    write_dead_letters,
+    write_selected,
+)
 
 
 async def list_dead_letters(context: Context, call: Call) -> Answer:
@@ -20,3 +31,34 @@ async def list_dead_letters(context: Context, call: Call) -> Answer:
     )
     call.facts["messages"] = len(letters)
     return Answer(200, write_dead_letters(asked, total, letters))
+
+
+async def redrive(context: Context, call: Call) -> Answer:
+    """Deliver again what a filter chooses, or say what that would be."""
+    selection = read_redrive(call.body)
+    if selection.dry_run:
+        return await _look(context, call, selection, "redriven")
+    found = await context.engine.admin.redrive(selection.queue, selection.chosen, selection.limit)
+    return _done(call, selection, "redriven", found)
+
+
+async def remove_dead_letters(context: Context, call: Call) -> Answer:
+    """Remove what a filter chooses, or say what that would be."""
+    selection = read_removal(call.query)
+    if selection.dry_run:
+        return await _look(context, call, selection, "removed")
+    found = await context.engine.admin.remove_dead_letters(selection.queue, selection.chosen, selection.limit)
+    return _done(call, selection, "removed", found)
+
+
+async def _look(context: Context, call: Call, selection: Selection, what: str) -> Answer:
+    found = await context.engine.admin.matching_dead_letters(selection.queue, selection.chosen, selection.limit)
+    return _done(call, selection, what, found)
+
+
+def _done(call: Call, selection: Selection, what: str, message_ids: Sequence[UUID] | None) -> Answer:
+    call.facts["queue"], call.facts["dry_run"] = selection.queue, selection.dry_run
+    if message_ids is None:
+        raise NotFound("Queue not found")
+    call.facts["messages"] = len(message_ids)
+    return Answer(200, write_selected(selection, what, message_ids))

@@ -12,7 +12,7 @@ from queen.routes.wire.messages import (
     write_retried,
     write_set_aside,
 )
-from queen.storage.messages import Place
+from queen.storage.places import Place
 
 
 async def list_messages(context: Context, call: Call) -> Answer:

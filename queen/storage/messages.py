@@ -13,9 +13,6 @@ from datetime import UTC, datetime
 from typing import Any, Final, NamedTuple
 from uuid import UUID
 
-import msgspec
-
-from queen.errors import StorageUnavailable
 from queen.model.browse import (
     Cursor,
     Found,
@@ -25,16 +22,15 @@ from queen.model.browse import (
     Standing,
     standing_of,
 )
-from queen.model.message import Ack, PushResult
 from queen.model.queue import QUEUE_MODE, Queue, StartFrom
-from queen.storage.acks import AckFlush, bury
+from queen.storage.acks import bury
 from queen.storage.bridge import Bridge
 from queen.storage.catalogue import SELECT_QUEUE, Catalogue, queue_of
 from queen.storage.connect import Connection
 from queen.storage.counts import PER_QUEUE, Counts
 from queen.storage.ids import bucket_of, id_prefix_text, partition_id_of, transaction_key
-from queen.storage.lines import Line, read_line, without_payload
-from queen.storage.pushes import Pushes, PushRequest, Woken
+from queen.storage.lines import without_payload
+from queen.storage.places import Place, locate
 from queen.storage.segments import Body, Keyring, seal, unseal
 
 MAX_QUEUES: Final = 100
@@ -53,8 +49,8 @@ CLEAR_PARTITIONS: Final = 100
 CLEAR_DEAD_LETTERS: Final = 1000
 """Of one step, and so of one transaction: other requests of these partitions wait no longer than that takes."""
 
-MAX_UNLISTED: Final = 1000
-"""Dead letters of a partition that are searched for a transaction id whose message is no longer stored."""
+MAX_GROUPS: Final = 1000
+"""Groups whose dead letters of one message are looked at."""
 
 MOVED: Final = "Moved to the dead letter queue by hand"
 
@@ -107,22 +103,6 @@ _DEAD_LETTERS_OF: Final = """
 """
 
 
-class Place(NamedTuple):
-    """Where a message lies."""
-
-    queue: str
-    partition: str
-    partition_id: UUID
-    offset: int
-
-
-class Retried(msgspec.Struct, frozen=True):
-    """A dead letter that was appended again under a new transaction id."""
-
-    result: PushResult
-    woken: list[Woken]
-
-
 class _View:
     """A partition in which a list looks, and its segments that were fetched but not yet taken, newest first."""
 
@@ -147,10 +127,9 @@ class _Picked(NamedTuple):
 class Messages:
     """Single messages in PostgreSQL."""
 
-    def __init__(self, bridge: Bridge, catalogue: Catalogue, pushes: Pushes, keyring: Keyring, counts: Counts) -> None:
+    def __init__(self, bridge: Bridge, catalogue: Catalogue, keyring: Keyring, counts: Counts) -> None:
         self._bridge = bridge
         self._catalogue = catalogue
-        self._pushes = pushes
         self._keyring = keyring
         self._counts = counts
         self._buckets = counts.buckets
@@ -322,19 +301,10 @@ class Messages:
 
     # -- one message ----------------------------------------------------------------------------------------------
 
-    async def _locate(self, connection: Connection, partition_id: str, transaction_id: str) -> Place | None:
-        """asyncio flavor. Where a message lies; None where there is none."""
-        flush = AckFlush([[Ack(transaction_id=transaction_id, partition_id=partition_id)]], self._buckets)
-        await flush.locate(connection)
-        partition = flush.partitions[partition_id]
-        if partition is None or transaction_id not in partition.offsets:
-            return None
-        return Place(partition.queue, partition.name, partition.partition_id, partition.offsets[transaction_id])
-
     async def place_of(self, partition_id: str, transaction_id: str) -> Place | None:
         """Where a message lies; None where there is none."""
         return await self._bridge.run(
-            lambda connection: self._locate(connection, partition_id, transaction_id), writes=False
+            lambda connection: locate(connection, self._buckets, partition_id, transaction_id), writes=False
         )
 
     async def detail(self, partition_id: str, transaction_id: str) -> MessageDetail | None:
@@ -342,7 +312,7 @@ class Messages:
 
         async def read(connection: Connection) -> MessageDetail | None:
             async with connection.transaction(isolation="repeatable_read", readonly=True):
-                place = await self._locate(connection, partition_id, transaction_id)
+                place = await locate(connection, self._buckets, partition_id, transaction_id)
                 if place is None:
                     return None
                 bucket = bucket_of(place.partition_id, self._buckets)
@@ -350,9 +320,7 @@ class Messages:
                 (partition,) = await connection.fetch(_PARTITIONS, bucket, [place.partition_id])
                 view = _View(queue, partition)
                 await self._read_cursors(connection, bucket, {place.partition_id: view})
-                letters = await connection.fetch(
-                    _DEAD_LETTERS_OF, bucket, place.partition_id, place.offset, MAX_UNLISTED
-                )
+                letters = await connection.fetch(_DEAD_LETTERS_OF, bucket, place.partition_id, place.offset, MAX_GROUPS)
                 segment = await connection.fetchrow(_SEGMENT_OF, bucket, place.partition_id, place.offset)
                 line = self._lines(segment, place.partition_id, place.queue)[place.offset - segment["base_offset"]]
                 standing = standing_of(place.offset, view.cursors, [letter["group_name"] for letter in letters])
@@ -372,7 +340,7 @@ class Messages:
         ended with it; None when there is no such message."""
 
         async def write(connection: Connection) -> tuple[Place, list[str]] | None:
-            place = await self._locate(connection, partition_id, transaction_id)
+            place = await locate(connection, self._buckets, partition_id, transaction_id)
             if place is None:
                 return None
             bucket = bucket_of(place.partition_id, self._buckets)
@@ -459,82 +427,6 @@ class Messages:
 
         return place if await self._bridge.run(write) else None
 
-    async def retry(self, partition_id: str, transaction_id: str) -> Retried | Place | None:
-        """Take a message out of the dead letter queue and append a copy of it to its partition, in one commit.
-
-        The copy has a transaction id of its own: the first one still names the stored message, which other groups may
-        have under a lease. Returns the place of a message that is no dead letter; None where there is neither.
-        """
-        for _ in range(_STALE_TRIES):
-            found = await self._bridge.run(
-                lambda connection: self._find_dead(connection, partition_id, transaction_id), writes=False
-            )
-            if found is None or isinstance(found, Place):
-                return found
-            place, line, letter = found
-            producer_sub = line.producer_sub
-            flush = self._pushes.flush_of([PushRequest([_Copy(place.queue, place.partition, line)], producer_sub)])
-            await self._catalogue.ensure(flush.queue_names)
-            if not flush.prepare(self._catalogue):
-                continue
-            bucket = bucket_of(place.partition_id, self._buckets)
-
-            async def write(connection: Connection) -> list[Woken] | str:
-                transaction = connection.transaction()
-                await transaction.start()
-                try:
-                    verdict = await flush.store(connection, may_create=True)  # noqa: B023  awaited here
-                    if not isinstance(verdict, str) and not await connection.fetchval(
-                        "SELECT queen.drop_dead_letters($1, $2, $3)",
-                        bucket,  # noqa: B023
-                        place.partition_id,  # noqa: B023
-                        letter["message_offset"],  # noqa: B023
-                    ):
-                        verdict = "gone"
-                except BaseException:
-                    await transaction.rollback()
-                    raise
-                if isinstance(verdict, str):
-                    await transaction.rollback()
-                else:
-                    await transaction.commit()
-                return verdict
-
-            verdict = await self._bridge.run(write)
-            if not isinstance(verdict, str):
-                return Retried(flush.results()[0][0], verdict)
-            if verdict != "gone":
-                self._pushes.recover(flush, verdict)
-        raise StorageUnavailable("the queue of this message kept changing; nothing was applied; try again")
-
-    async def _find_dead(
-        self, connection: Connection, partition_id: str, transaction_id: str
-    ) -> tuple[Place, Line, Any] | Place | None:
-        """asyncio flavor. The dead letter of a message, which retention may have removed since; or just the message."""
-        place = await self._locate(connection, partition_id, transaction_id)
-        try:
-            where = UUID(partition_id)
-        except ValueError:
-            return None
-        bucket = bucket_of(where, self._buckets)
-        names = await connection.fetchrow(
-            "SELECT q.name AS queue, p.name AS partition FROM queen.partitions p"
-            " JOIN queen.queues q ON q.queue_id = p.queue_id WHERE p.bucket = $1 AND p.partition_id = $2",
-            bucket,
-            where,
-        )
-        if names is None:
-            return None
-        rows = await connection.fetch(
-            _DEAD_LETTERS_OF, bucket, where, None if place is None else place.offset, MAX_UNLISTED
-        )
-        for row in rows:
-            body = Body(row["codec"], 0, row["key_id"], row["body"])
-            line = read_line(unseal(body, where, self._keyring, names["queue"]), str(row["message_id"])[:24])
-            if place is not None or line.transaction_id == transaction_id:
-                return Place(names["queue"], names["partition"], where, row["message_offset"]), line, row
-        return place
-
     # -- whole queues ---------------------------------------------------------------------------------------------
 
     async def clear(self, queue: Queue, partition: str | None) -> int:
@@ -578,19 +470,6 @@ class Messages:
             while await self._bridge.run(forget):
                 pass
         return removed
-
-
-class _Copy:
-    """A message to push again: see ``queen.model.message.NewMessage``."""
-
-    __slots__ = ("partition", "payload", "queue", "trace_id", "transaction_id")
-
-    def __init__(self, queue: str, partition: str, line: Line) -> None:
-        self.queue = queue
-        self.partition = partition
-        self.payload = bytes(line.data)
-        self.transaction_id: str | None = None
-        self.trace_id = line.trace_id
 
 
 def _by_bucket(views: Sequence[_View], buckets: int) -> Iterator[tuple[int, list[_View]]]:

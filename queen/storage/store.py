@@ -32,6 +32,7 @@ from queen.storage.metrics import Metrics
 from queen.storage.migrate import migrate
 from queen.storage.notify import Notifications
 from queen.storage.pushes import Pushes
+from queen.storage.redrive import Redrive
 from queen.storage.resources import Resources
 from queen.storage.segments import Keyring
 from queen.storage.streams import Streams
@@ -66,7 +67,8 @@ class Store:
         self.counts = Counts(bridge, buckets)
         self.groups = Groups(bridge, self.catalogue, self.counts)
         self.dead_letters = DeadLetters(bridge, keyring, self.counts)
-        self.messages = Messages(bridge, self.catalogue, self.pushes, keyring, self.counts)
+        self.messages = Messages(bridge, self.catalogue, keyring, self.counts)
+        self.redrive = Redrive(bridge, self.catalogue, self.pushes, keyring, buckets)
         self.resources = Resources(bridge, self.counts)
         self.traces = Traces(bridge, keyring, buckets)
         self.metrics = Metrics(bridge)

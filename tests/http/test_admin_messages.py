@@ -7,8 +7,9 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+import trio
 
-from tests.conftest import DatabaseClock, OpenBroker
+from tests.conftest import DatabaseClock, OpenBroker, wait_until
 
 from .admin_kit import ack, ask, bury, configure, consume, order, pop
 from .asgi_driver import Http
@@ -510,3 +511,161 @@ async def test_dead_letters_go_with_their_queue(http: Http) -> None:
     await order(http, "DELETE", "resources", "queues", "q")
 
     assert (await ask(http, "dlq"))["total"] == 0
+
+
+# -- dead letters, many at once -----------------------------------------------------------------------------------
+
+
+async def dead_letters_of_three_kinds(http: Http, clock: DatabaseClock) -> None:
+    """On queue q: 1 and 2 of partition a timed out long ago, 3 of b is broken, 4 of b timed out for group g."""
+    await push_ids(http, "q", "1", "2", partition="a")
+    await bury(http, "q", "timed out after 5 s")
+    await clock.advance(600)
+    await push_ids(http, "q", "3", partition="b")
+    await bury(http, "q", "broken")
+    await order(http, "POST", "consumer-groups", "g", "queues", "q", "seek", body={"toEnd": True})
+    await pop(http, "q", "g", subscriptionMode="new")
+    await push_ids(http, "q", "4", partition="b")
+    await bury(http, "q", "timed out after 9 s", "g")
+    await order(http, "POST", "consumer-groups", "__QUEUE_MODE__", "queues", "q", "seek", body={"toEnd": True})
+
+
+async def left(http: Http) -> set[str]:
+    return {letter["transactionId"] for letter in (await ask(http, "dlq", queue="q"))["messages"]}
+
+
+@pytest.mark.parametrize(
+    ("chosen", "taken"),
+    [
+        ({}, {"1", "2", "3", "4"}),
+        ({"partition": "a"}, {"1", "2"}),
+        ({"error": "timed out"}, {"1", "2", "4"}),
+        ({"consumerGroup": "g"}, {"4"}),
+        ({"limit": 1}, {"1"}),
+        ({"error": "%"}, set()),
+        ({"partition": "nothing"}, set()),
+    ],
+)
+async def test_dead_letters_are_redriven_by_what_they_are(
+    http: Http, database_clock: DatabaseClock, chosen: dict[str, Any], taken: set[str]
+) -> None:
+    await dead_letters_of_three_kinds(http, database_clock)
+
+    looked = await order(http, "POST", "dlq", "redrive", body={"queue": "q", **chosen, "dryRun": True})
+    assert (looked["matched"], looked["redriven"], looked["dryRun"]) == (len(taken), 0, True)
+    assert await left(http) == {"1", "2", "3", "4"}
+    answer = await order(http, "POST", "dlq", "redrive", body={"queue": "q", **chosen})
+
+    assert (answer["queue"], answer["matched"], answer["redriven"]) == ("q", len(taken), len(taken))
+    assert answer["messageIds"] == looked["messageIds"]
+    assert await left(http) == {"1", "2", "3", "4"} - taken
+    assert set(await consume(http, "q")) == taken
+
+
+async def test_dead_letters_are_redriven_by_when_they_failed(http: Http, database_clock: DatabaseClock) -> None:
+    await dead_letters_of_three_kinds(http, database_clock)
+    recently = (datetime.now(UTC) - timedelta(minutes=5)).isoformat()
+
+    answer = await order(http, "POST", "dlq", "redrive", body={"queue": "q", "to": recently})
+
+    assert answer["redriven"] == 2
+    assert await left(http) == {"3", "4"}
+
+
+async def test_many_dead_letters_are_redriven_in_order(http: Http) -> None:
+    await http.push("q", *range(350))
+    await bury(http, "q")
+
+    answer = await order(http, "POST", "dlq", "redrive", body={"queue": "q"})
+
+    assert (answer["redriven"], len(answer["messageIds"])) == (350, 100)
+    assert await consume(http, "q") == list(range(350))
+
+
+async def test_a_message_that_two_groups_set_aside_is_redriven_once(http: Http) -> None:
+    await http.push("q", "once")
+    for group in ("g", "h"):
+        await bury(http, "q", group=group)
+
+    assert (await order(http, "POST", "dlq", "redrive", body={"queue": "q"}))["redriven"] == 1
+
+    assert await left(http) == set()
+    for group in ("g", "h"):
+        assert await consume(http, "q", group) == ["once"]
+
+
+async def test_redriving_wakes_who_waits(http: Http) -> None:
+    await http.push("q", 1)
+    await bury(http, "q")
+    exchange = http.open("GET", "/api/v1/pop/queue/q?wait=true&timeout=60000")
+    async with trio.open_nursery() as consumers:
+        consumers.start_soon(exchange.run)
+        await wait_until(lambda: http.app.service.context.engine.statistics()["parked"] == 1)
+        with trio.fail_after(5):
+            await order(http, "POST", "dlq", "redrive", body={"queue": "q"})
+            await exchange.started.wait()
+
+    assert [message["data"] for message in exchange.answer.json["messages"]] == [1]
+
+
+async def test_dead_letters_are_removed_by_what_they_are(http: Http, database_clock: DatabaseClock) -> None:
+    await dead_letters_of_three_kinds(http, database_clock)
+
+    looked = await order(http, "DELETE", "dlq", queue="q", error="timed out", dryRun="true")
+    assert (looked["matched"], looked["removed"], looked["dryRun"]) == (3, 0, True)
+    answer = await order(http, "DELETE", "dlq", queue="q", error="timed out")
+
+    assert (answer["matched"], answer["removed"]) == (3, 3)
+    assert await left(http) == {"3"}
+    assert (await ask(http, "dlq", queue="q"))["total"] == 1
+    message_id = (await ask(http, "dlq", queue="q"))["messages"][0]["messageId"]
+    assert (await order(http, "DELETE", "dlq", queue="q", messageId=message_id))["removed"] == 1
+    assert await consume(http, "q", "all") == ["1", "2", "3", "4"]
+
+
+@pytest.mark.parametrize(
+    ("body", "error"),
+    [
+        ({}, "queue is required"),
+        ({"queue": 7}, "queue must be a string"),
+        ({"queue": "q", "from": "yesterday"}, "from must be an ISO 8601 time"),
+        ({"queue": "q", "messageId": "x"}, "messageId must be a UUID"),
+        ({"queue": "q", "limit": 0}, "limit must be an integer, 1 or more"),
+        ({"queue": "q", "limit": "all"}, "limit must be an integer, 1 or more"),
+        ({"queue": "q", "dryRun": "yes"}, "dryRun must be true or false"),
+    ],
+)
+async def test_a_filter_that_cannot_be_read_chooses_nothing(http: Http, body: dict[str, Any], error: str) -> None:
+    await http.push("q", 1)
+    await bury(http, "q")
+
+    answer = await http.post("/api/v1/dlq/redrive", body)
+
+    assert (answer.status, answer.error) == (400, error)
+    assert (await ask(http, "dlq", queue="q"))["total"] == 1
+
+
+async def test_removing_without_a_readable_filter_is_refused(http: Http) -> None:
+    for query in ("", "queue=q&limit=x", "queue=q&to=later"):
+        assert (await http.request("DELETE", f"/api/v1/dlq?{query}")).status == 400
+
+
+async def test_a_queue_that_is_not_there_has_no_dead_letters_to_redrive(http: Http) -> None:
+    for answer in (
+        await http.post("/api/v1/dlq/redrive", {"queue": "nothing"}),
+        await http.request("DELETE", "/api/v1/dlq?queue=nothing"),
+    ):
+        assert (answer.status, answer.error) == (404, "Queue not found")
+
+
+async def test_old_dead_letters_are_forgotten(http: Http, database_clock: DatabaseClock) -> None:
+    await push_ids(http, "q", *map(str, range(150)))
+    await bury(http, "q")
+    await database_clock.advance(3 * 86400)
+    await push_ids(http, "q", "new")
+    await bury(http, "q")
+
+    assert await http.app.service.context.engine.store.redrive.expire(2) == 150
+
+    assert await left(http) == {"new"}
+    assert (await ask(http, "dlq", queue="q"))["total"] == 1

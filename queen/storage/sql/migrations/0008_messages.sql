@@ -146,6 +146,41 @@ RETURNS integer LANGUAGE sql AS $$
     SELECT count(*)::integer FROM gone
 $$;
 
+-- Remove one dead letter. True if it was there.
+CREATE OR REPLACE FUNCTION queen.drop_dead_letter(p_bucket integer, p_partition_id uuid, p_offset bigint, p_group text)
+RETURNS boolean LANGUAGE sql AS $$
+    WITH gone AS (
+        DELETE FROM queen.dead_letters d
+        WHERE d.bucket = p_bucket AND d.partition_id = p_partition_id AND d.message_offset = p_offset
+            AND d.group_name = p_group
+        RETURNING d.queue_id
+    ), counted AS (
+        INSERT INTO queen.count_changes (bucket, kind, queue_id, amount, group_name)
+        SELECT p_bucket, 6, gone.queue_id, -1, p_group FROM gone
+    )
+    SELECT EXISTS (SELECT FROM gone)
+$$;
+
+-- One bounded step of removing the dead letters that failed before p_before, of all queues. Returns how many.
+CREATE OR REPLACE FUNCTION queen.expire_dead_letters(p_bucket integer, p_before timestamptz, p_limit integer)
+RETURNS integer LANGUAGE plpgsql
+SET enable_seqscan = off SET enable_bitmapscan = off SET enable_sort = off SET jit = off
+AS $$
+DECLARE
+    d record;
+    v_count integer := 0;
+BEGIN
+    FOR d IN
+        SELECT l.partition_id, l.message_offset, l.group_name FROM queen.dead_letters l
+        WHERE l.bucket = p_bucket AND l.failed_at < p_before ORDER BY l.failed_at LIMIT p_limit FOR UPDATE SKIP LOCKED
+    LOOP
+        PERFORM queen.drop_dead_letter(p_bucket, d.partition_id, d.message_offset, d.group_name);
+        v_count := v_count + 1;
+    END LOOP;
+    RETURN v_count;
+END
+$$;
+
 -- Have a group skip an offset that it has not consumed; the caller holds the cursor's lock. In a lease it counts as
 -- acked. True when the lease that held it is over by that.
 CREATE OR REPLACE FUNCTION queen.skip_offset(
