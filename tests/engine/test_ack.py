@@ -312,6 +312,17 @@ async def test_a_foreign_or_malformed_lease_is_refused(broker: Broker) -> None:
     assert (await broker.ack([popped[0]], lease=popped.lease))[0].success
 
 
+async def test_a_foreign_or_ended_lease_is_refused_also_for_messages_that_were_passed(
+    broker: Broker, database_clock: DatabaseClock
+) -> None:
+    popped = await five(broker)
+    await database_clock.advance(301)
+    await broker.ack(popped.messages)
+
+    for lease in (popped.lease, str(uuid4())):
+        assert [verdict.error for verdict in await broker.ack(popped.messages, lease=lease)] == [LOST] * 5
+
+
 async def test_an_unknown_status_fails_without_a_reason_and_without_an_effect(broker: Broker) -> None:
     popped = await five(broker)
 

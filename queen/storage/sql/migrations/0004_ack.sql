@@ -81,7 +81,8 @@ BEGIN
 
         IF p_lease_ids[i] IS NOT NULL AND p_lease_ids[i] IS DISTINCT FROM v_live_lease THEN
             -- a repeat of the ack that ended this lease gets the answer of the first
-            lost := NOT (p_statuses[i] = 0 AND c.completed_lease_id = p_lease_ids[i] AND p_ends[i] <= c.committed);
+            lost := NOT (p_statuses[i] = 0 AND c.completed_lease_id IS NOT DISTINCT FROM p_lease_ids[i]
+                AND p_ends[i] <= c.committed);
             released := NOT lost;
         ELSE
             v_live := c.lease_id IS NOT NULL AND c.lease_expires_at > v_now AND c.lease_epoch = p_epoch;
