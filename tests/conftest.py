@@ -381,9 +381,13 @@ class Popped:
 
     @property
     def lease(self) -> str:
-        assert self.batch is not None
-        assert self.batch.lease_id is not None
-        return str(self.batch.lease_id)
+        assert self.lease_or_none is not None
+        return self.lease_or_none
+
+    @property
+    def lease_or_none(self) -> str | None:
+        """None with autoAck."""
+        return str(self.batch.lease_id) if self.batch is not None and self.batch.lease_id is not None else None
 
     async def give_back(self) -> None:
         assert self.batch is not None
