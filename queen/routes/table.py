@@ -29,7 +29,9 @@ class RouteTable:
             if route.probe:
                 methods["HEAD"] = route
         ordered = sorted(patterns, key=lambda parts: [part.startswith("<") for part in parts])
-        self._patterns = [(parts, patterns[parts]) for parts in ordered]
+        self._patterns: dict[int, list[tuple[tuple[str, ...], Methods]]] = {}  # by the number of parts
+        for parts in ordered:
+            self._patterns.setdefault(len(parts), []).append((parts, patterns[parts]))
 
     def find(self, method: str, path: str) -> tuple[Route, Mapping[str, str]]:
         """The route, and what stands for the names in its path, still encoded.
@@ -43,7 +45,7 @@ class RouteTable:
             return route, NO_NAMES
         allowed = set(methods or ())
         parts = path.split("/")
-        for pattern, methods in self._patterns:
+        for pattern, methods in self._patterns.get(len(parts), ()):
             names = _fit(pattern, parts)
             if names is not None:
                 if (route := methods.get(method)) is not None:
@@ -57,8 +59,6 @@ class RouteTable:
 
 
 def _fit(pattern: tuple[str, ...], parts: list[str]) -> dict[str, str] | None:
-    if len(pattern) != len(parts):
-        return None
     names: dict[str, str] = {}
     for wanted, part in zip(pattern, parts, strict=True):
         if wanted.startswith("<"):
