@@ -115,7 +115,8 @@ class Batcher(Generic[Item, Result]):
     async def _write_batches(self) -> None:
         while True:
             while not self._waiting:
-                self._arrived = trio.Event()
+                if self._arrived.is_set():  # else another idle writer waits for it: one event wakes them all
+                    self._arrived = trio.Event()
                 await self._arrived.wait()
             batch = self._take()
             if not batch:
