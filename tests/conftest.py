@@ -246,13 +246,14 @@ class Session:
         self._runner.close()
 
 
-@pytest.fixture
-def sessions(database_url: str) -> Iterator[Callable[[], Session]]:
-    """Opens connections to the test's database; closed at its end."""
+OpenSession = Callable[[], Session]
+
+
+def _open_sessions(url: str) -> Iterator[OpenSession]:
     with contextlib.ExitStack() as stack:
 
         def open_session() -> Session:
-            session = Session(database_url)
+            session = Session(url)
             stack.callback(session.close)
             return session
 
@@ -260,7 +261,25 @@ def sessions(database_url: str) -> Iterator[Callable[[], Session]]:
 
 
 @pytest.fixture
-def sql(sessions: Callable[[], Session]) -> Session:
+def sessions(database_url: str) -> Iterator[OpenSession]:
+    """Opens connections to the test's database; closed at its end."""
+    yield from _open_sessions(database_url)
+
+
+@pytest.fixture
+def open_empty(empty_database_url: str) -> Iterator[OpenSession]:
+    """Opens connections to a database that queen-trio has never seen; closed at the test's end."""
+    yield from _open_sessions(empty_database_url)
+
+
+@pytest.fixture
+def empty(open_empty: OpenSession) -> Session:
+    """SQL on a database that queen-trio has never seen."""
+    return open_empty()
+
+
+@pytest.fixture
+def sql(sessions: OpenSession) -> Session:
     """SQL on the test's database, beside the engine."""
     return sessions()
 

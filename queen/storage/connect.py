@@ -44,6 +44,8 @@ async def open_connection(settings: Settings, *, application: str = "queen-trio"
             "idle_in_transaction_session_timeout": str(int(settings.db_statement_timeout_seconds * 2000)),
             "timezone": "UTC",
             "synchronous_commit": "on",
+            # a statement that waited for a lock has to see what the holder did
+            "default_transaction_isolation": "read committed",
         },
     )
     raw = connection._transport.get_extra_info("socket")

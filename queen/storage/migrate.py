@@ -29,8 +29,8 @@ async def migrate(connection: Connection, buckets: int) -> int:
         raise StartupError(f"PostgreSQL {major} is too old for queen-trio: {MINIMUM_POSTGRESQL} or newer is needed")
     await _check_durability(connection)
     migrations = load_migrations()
-    newest = migrations[-1].number
-    if await _applied(connection) != newest:
+    known = {migration.number for migration in migrations}
+    if await _applied(connection) != known:
         try:
             async with connection.transaction():
                 await connection.execute("SELECT pg_advisory_xact_lock($1)", _LOCK)
@@ -40,13 +40,13 @@ async def migrate(connection: Connection, buckets: int) -> int:
                     " applied_at timestamptz NOT NULL, CONSTRAINT migrations_pkey PRIMARY KEY (number))"
                 )
                 applied = await _applied(connection)
-                if applied > newest:
+                if applied - known:
                     raise StartupError(
-                        f"the database is newer than this queen-trio: it has migration {applied}, this version knows"
-                        f" {newest}; install the version that made it, or a later one"
+                        f"the database is newer than this queen-trio: it has migration {max(applied - known)}, this"
+                        f" version knows {max(known)}; install the version that made it, or a later one"
                     )
-                for migration in migrations:
-                    if migration.number > applied:
+                for migration in migrations:  # also one whose number is below the newest applied
+                    if migration.number not in applied:
                         for statement in migration.statements:
                             await connection.execute(statement)
                         await connection.execute(
@@ -68,11 +68,11 @@ async def migrate(connection: Connection, buckets: int) -> int:
     return int(await connection.fetchval("SELECT buckets FROM queen.meta"))
 
 
-async def _applied(connection: Connection) -> int:
-    """The newest migration applied, 0 for none."""
+async def _applied(connection: Connection) -> set[int]:
+    """The migrations applied."""
     if await connection.fetchval("SELECT to_regclass('queen.migrations')") is None:
-        return 0
-    return int(await connection.fetchval("SELECT coalesce(max(number), 0) FROM queen.migrations"))
+        return set()
+    return {row["number"] for row in await connection.fetch("SELECT number FROM queen.migrations")}
 
 
 async def _check_durability(connection: Connection) -> None:
