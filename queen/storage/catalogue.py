@@ -7,6 +7,7 @@ both say so when it is gone; then :meth:`Catalogue.forget` and look again.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from datetime import datetime
 from typing import Final
 from uuid import UUID, uuid4
@@ -38,6 +39,10 @@ def queue_of(row: dict[str, object]) -> Queue:
         version=row["version"],  # type: ignore[arg-type]
         options=QueueOptions(**{name: row[name] for name in _OPTIONS}),  # type: ignore[arg-type]
     )
+
+
+class _QueueGone(Exception):
+    """Another session has deleted the queue meanwhile. Does not leave this module."""
 
 
 class Catalogue:
@@ -103,7 +108,12 @@ class Catalogue:
         """Create the queue or replace its options; atomic over all buckets. Its Default partition exists afterwards,
         unless ``only_if_missing`` (then partitions are born by pushes)."""
 
-        async def write(connection: Connection) -> Queue:
+        async def write(connection: Connection) -> Queue | None:  # asyncio flavor, as all that the bridge runs
+            with suppress(_QueueGone):
+                return await write_all(connection)
+            return None
+
+        async def write_all(connection: Connection) -> Queue:
             async with connection.transaction():
                 queue_id = await connection.fetchval(
                     _CONFIGURE, only_if_missing, uuid4(), name, namespace, task, *msgspec.structs.astuple(options)
@@ -121,9 +131,14 @@ class Catalogue:
                         for bucket in range(self._buckets)
                     ],
                 )
-                return queue_of(await connection.fetchrow(SELECT_QUEUE + " WHERE queue_id = $1", queue_id))
+                row = await connection.fetchrow(SELECT_QUEUE + " WHERE queue_id = $1", queue_id)
+                if row is None:
+                    raise _QueueGone  # and what was written for it goes too
+                return queue_of(row)
 
-        queue = self._remember(await self._bridge.run(write))
+        while (found := await self._bridge.run(write)) is None:
+            pass  # it was deleted between our two looks at it: make it anew
+        queue = self._remember(found)
         self.changed(queue)
         return queue
 
