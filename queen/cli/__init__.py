@@ -6,6 +6,7 @@ Exit codes: 0 fine, 1 failed, 2 usage, 3 never served. Answers go to standard ou
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
@@ -29,4 +30,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     except StartupError as error:
         print(f"queen-trio: {error.detail}", file=sys.stderr)
         return 3
+    finally:
+        _flush_output()
     return code
+
+
+def _flush_output() -> None:
+    """Write out what is still buffered, or drop it where nobody reads any more: Python would exit with 120 over it."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, stream.fileno())
+            os.close(nowhere)
