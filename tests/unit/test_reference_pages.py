@@ -13,7 +13,8 @@ from queen.config.settings import Settings
 from queen.config.sources import ENVIRONMENT, JWT_ENVIRONMENT, PG_NAMES, QUEUE_ENVIRONMENT, load_settings, postgres_url
 from queen.routes import ROUTES
 
-REFERENCE: Final = Path(__file__).parents[2] / "docs" / "reference"
+ROOT: Final = Path(__file__).parents[2]
+REFERENCE: Final = ROOT / "docs" / "reference"
 
 COMPUTED: Final = {"usable cores", "unset", "per user", "by terminal", "all"}
 """What stands where a default is no text that could be set."""
@@ -62,3 +63,22 @@ def test_every_route_is_documented_and_no_other() -> None:
     documented = re.findall(r"^\| \[?`([A-Z]+) (/[^`]*)`", pages, re.MULTILINE)
 
     assert sorted(documented) == sorted((route.method, route.path) for route in ROUTES)
+
+
+@pytest.mark.parametrize("page", sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]), ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    targets = re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text())
+
+    assert [target for target in targets if not (page.parent / target).exists()] == []
+
+
+def test_every_page_can_be_found_from_the_readme() -> None:
+    seen: set[Path] = set()
+    waiting = [ROOT / "README.md"]
+    while waiting:
+        page = waiting.pop().resolve()
+        if page not in seen and page.suffix == ".md":
+            seen.add(page)
+            waiting += [page.parent / target for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text())]
+
+    assert {page.resolve() for page in ROOT.glob("docs/**/*.md")} <= seen
