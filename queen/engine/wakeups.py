@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import heapq
+import itertools
 import math
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -97,7 +98,8 @@ class Wakeups:
     def __init__(self) -> None:
         self._lots: dict[Topic, Lot] = {}
         self._by_hint: dict[str, set[Topic]] = {}
-        self._timers: list[tuple[float, Topic]] = []
+        self._timers: list[tuple[float, int, Topic]] = []
+        self._set = itertools.count()  # timers due at one moment are told apart by it: topics have no order
         self._earlier = trio.Event()
 
     @contextmanager
@@ -150,7 +152,7 @@ class Wakeups:
         due = trio.current_time() + seconds
         if due < lot.due:
             lot.due = due
-            heapq.heappush(self._timers, (due, lot.topic))
+            heapq.heappush(self._timers, (due, next(self._set), lot.topic))
             if self._timers[0][0] == due:
                 self._earlier.set()
 
@@ -162,7 +164,7 @@ class Wakeups:
                 await self._earlier.wait()
             now = trio.current_time()
             while self._timers and self._timers[0][0] <= now:
-                due, topic = heapq.heappop(self._timers)
+                due, _, topic = heapq.heappop(self._timers)
                 lot = self._lots.get(topic)
                 if lot is not None and lot.due <= due:
                     lot.due = math.inf

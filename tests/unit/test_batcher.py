@@ -1,61 +1,223 @@
-"""The batcher: who is written together, and by how many writers. No database."""
+"""The batcher: who arrives while a write is in flight makes up the next one, and nobody pays for a neighbour."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 
+import pytest
 import trio
-from trio.testing import wait_all_tasks_blocked
+from trio.testing import MockClock, wait_all_tasks_blocked
 
 from queen.engine.batcher import Batcher
+from queen.errors import Overloaded, StorageUnavailable
 
 
 class Writes:
-    """Writes that stay in flight until they are let go."""
+    """Writes that take a second each and remember what they were given. What is poisonous fails its whole write."""
 
     def __init__(self) -> None:
-        self.begun: list[list[int]] = []
-        self.let_go = trio.Event()
+        self.batches: list[list[str]] = []
+        self.in_flight = 0
+        self.most_in_flight = 0
+        self.error: Exception | None = None
 
-    async def write(self, items: Sequence[int]) -> list[int]:
-        self.begun.append(list(items))
-        await self.let_go.wait()
-        return [item * 10 for item in items]
+    async def __call__(self, items: Sequence[str]) -> list[str]:
+        self.batches.append(list(items))
+        self.in_flight += 1
+        self.most_in_flight = max(self.most_in_flight, self.in_flight)
+        try:
+            await trio.sleep(1)
+        finally:
+            self.in_flight -= 1
+        if self.error is not None:
+            raise self.error
+        if any(item.startswith("poison") for item in items):
+            raise ValueError(f"cannot write {items}")
+        return [item.upper() for item in items]
 
 
-def batcher_of(writes: Writes, writers: int) -> Batcher[int, int]:
-    return Batcher("test", writes.write, writers=writers, max_weight=100, max_waiting=100)
+@pytest.fixture
+def writes() -> Writes:
+    return Writes()
 
 
-async def test_what_arrives_while_a_write_is_in_flight_is_the_next_write(nursery: trio.Nursery) -> None:
-    writes = Writes()
-    batcher = batcher_of(writes, writers=1)
-    await nursery.start(batcher.run)
-    results: dict[int, int] = {}
+@asynccontextmanager
+async def running(batcher: Batcher[str, str]) -> AsyncIterator[None]:
+    async with trio.open_nursery() as tasks:
+        await tasks.start(batcher.run)
+        yield
+        tasks.cancel_scope.cancel()
 
-    async def submit(item: int) -> None:
-        results[item] = await batcher.submit(item)
+
+def batcher_of(
+    writes: Writes,
+    *,
+    writers: int = 1,
+    max_weight: int = 100,
+    max_waiting: int = 100,
+    left: list[tuple[str, str]] | None = None,
+) -> Batcher[str, str]:
+    return Batcher(
+        "test",
+        writes,
+        writers=writers,
+        max_weight=max_weight,
+        max_waiting=max_waiting,
+        abandoned=None if left is None else lambda item, result: left.append((item, result)),
+    )
+
+
+async def submit_all(batcher: Batcher[str, str], items: Sequence[str], weight: int = 1) -> dict[str, object]:
+    """The result or error of each, submitted in order."""
+    outcomes: dict[str, object] = {}
+
+    async def submit(item: str) -> None:
+        try:
+            outcomes[item] = await batcher.submit(item, weight)
+        except (ValueError, Overloaded, StorageUnavailable) as error:
+            outcomes[item] = error
 
     async with trio.open_nursery() as callers:
-        for item in (1, 2, 3):
+        for item in items:
             callers.start_soon(submit, item)
             await wait_all_tasks_blocked()
-        assert writes.begun == [[1]]
-        writes.let_go.set()
-
-    assert writes.begun == [[1], [2, 3]]
-    assert results == {1: 10, 2: 20, 3: 30}
+    return outcomes
 
 
-async def test_every_idle_writer_hears_of_an_arrival(nursery: trio.Nursery) -> None:
-    writes = Writes()
+async def test_an_idle_batcher_writes_the_first_at_once_and_folds_the_rest(
+    writes: Writes, autojump_clock: MockClock
+) -> None:
+    batcher = batcher_of(writes)
+    async with running(batcher):
+        outcomes = await submit_all(batcher, list("abcde"))
+
+    assert writes.batches == [["a"], ["b", "c", "d", "e"]]
+    assert outcomes == {item: item.upper() for item in "abcde"}
+    assert trio.current_time() == 2.0
+    statistics = batcher.statistics()
+    assert (statistics.waiting, statistics.writing, statistics.requests, statistics.writes) == (0, 0, 5, 2)
+
+
+async def test_no_more_writes_are_in_flight_than_there_are_writers_and_all_are_used(
+    writes: Writes, autojump_clock: MockClock
+) -> None:
     batcher = batcher_of(writes, writers=2)
-    await nursery.start(batcher.run)
-    await wait_all_tasks_blocked()  # both writers are idle
+    async with running(batcher):
+        for _ in range(3):
+            await submit_all(batcher, list("abcd"))
 
-    async with trio.open_nursery() as callers:
-        for item in (1, 2):
-            callers.start_soon(batcher.submit, item)
-            await wait_all_tasks_blocked()
-        assert writes.begun == [[1], [2]]
-        writes.let_go.set()
+    assert writes.most_in_flight == 2
+    assert writes.batches == [["a"], ["b"], ["c", "d"]] * 3
+
+
+async def test_a_write_holds_no_more_than_its_weight_but_at_least_one(
+    writes: Writes, autojump_clock: MockClock
+) -> None:
+    batcher = batcher_of(writes, max_weight=10)
+    async with running(batcher):
+        await submit_all(batcher, list("abcdefg"), weight=4)
+        await submit_all(batcher, list("xy"), weight=400)
+
+    assert writes.batches == [["a"], ["b", "c"], ["d", "e"], ["f", "g"], ["x"], ["y"]]
+
+
+async def test_one_poisoned_request_does_not_fail_its_neighbours(writes: Writes, autojump_clock: MockClock) -> None:
+    batcher = batcher_of(writes)
+    async with running(batcher):
+        outcomes = await submit_all(batcher, ["first", "a", "poison", "b"])
+
+    assert writes.batches == [["first"], ["a", "poison", "b"], ["a"], ["poison"], ["b"]]
+    assert isinstance(outcomes.pop("poison"), ValueError)
+    assert outcomes == {"first": "FIRST", "a": "A", "b": "B"}
+
+
+async def test_an_outage_is_told_to_all_at_once_and_ends_with_itself(writes: Writes, autojump_clock: MockClock) -> None:
+    """Writing one by one what cannot be written at all would only make the outage longer."""
+    batcher = batcher_of(writes)
+    writes.error = StorageUnavailable("away")
+    async with running(batcher):
+        outcomes = await submit_all(batcher, list("abc"))
+        writes.error = None
+        again = await submit_all(batcher, ["d"])
+
+    assert [type(outcome) for outcome in outcomes.values()] == [StorageUnavailable] * 3
+    assert writes.batches == [["a"], ["b", "c"], ["d"]]
+    assert again == {"d": "D"}
+
+
+async def test_a_caller_that_leaves_before_its_write_began_is_not_written(
+    writes: Writes, autojump_clock: MockClock
+) -> None:
+    left: list[tuple[str, str]] = []
+    batcher = batcher_of(writes, left=left)
+    async with running(batcher), trio.open_nursery() as callers:
+        callers.start_soon(batcher.submit, "a")
+        await wait_all_tasks_blocked()
+        with trio.move_on_after(0.5):
+            await batcher.submit("impatient")
+        callers.start_soon(batcher.submit, "b")
+
+    assert writes.batches == [["a"], ["b"]]
+    assert left == []
+
+
+async def test_a_caller_that_leaves_during_its_write_loses_its_answer_and_not_the_batch(
+    writes: Writes, autojump_clock: MockClock
+) -> None:
+    left: list[tuple[str, str]] = []
+    batcher = batcher_of(writes, left=left)
+    async with running(batcher), trio.open_nursery() as callers:
+        callers.start_soon(batcher.submit, "a")
+        await wait_all_tasks_blocked()
+        callers.start_soon(batcher.submit, "b")
+        await wait_all_tasks_blocked()
+        with trio.move_on_after(1.5):
+            await batcher.submit("impatient")
+        assert left == []
+        assert await batcher.submit("c") == "C"
+
+    assert writes.batches == [["a"], ["b", "impatient"], ["c"]]
+    assert left == [("impatient", "IMPATIENT")]
+
+
+async def test_a_caller_that_leaves_in_the_moment_of_its_answer_is_told_as_abandoned(
+    writes: Writes, autojump_clock: MockClock
+) -> None:
+    left: list[tuple[str, str]] = []
+    batcher = batcher_of(writes, left=left)
+    answered: list[str] = []
+
+    async def submit(scope: trio.CancelScope) -> None:
+        with scope:
+            answered.append(await batcher.submit("a"))
+
+    async with running(batcher):
+        scope = trio.CancelScope(deadline=trio.current_time() + 1.0)  # exactly when the write ends
+        await submit(scope)
+
+    assert (answered, left) in ((["A"], []), ([], [("a", "A")]))
+    assert writes.batches == [["a"]]
+
+
+async def test_an_error_has_nobody_to_tell_when_its_caller_has_left(writes: Writes, autojump_clock: MockClock) -> None:
+    left: list[tuple[str, str]] = []
+    batcher = batcher_of(writes, left=left)
+    async with running(batcher):
+        with trio.move_on_after(0.5):
+            await batcher.submit("poison")
+        assert await batcher.submit("a") == "A"
+
+    assert left == []
+
+
+async def test_past_its_bound_it_refuses_at_once(writes: Writes, autojump_clock: MockClock) -> None:
+    batcher = batcher_of(writes, max_waiting=2)
+    async with running(batcher):
+        outcomes = await submit_all(batcher, list("abcd"))
+        later = await submit_all(batcher, ["e"])
+
+    assert isinstance(outcomes.pop("d"), Overloaded)
+    assert outcomes == {item: item.upper() for item in "abc"}
+    assert later == {"e": "E"}
+    assert writes.batches == [["a"], ["b", "c"], ["e"]]

@@ -1,0 +1,77 @@
+"""What PostgreSQL and the driver raise, as errors of ours: by SQLSTATE and class, never by text."""
+
+from __future__ import annotations
+
+import asyncpg
+import pytest
+
+from queen.errors import OutcomeUnknown, Overloaded, QueenError, StorageUnavailable
+from queen.storage.translate import CONNECTION_LOST, RETRYABLE, translate
+
+BROKEN = [
+    asyncpg.ConnectionDoesNotExistError("gone"),
+    asyncpg.ConnectionFailureError("gone"),
+    asyncpg.InterfaceError("connection is closed"),
+    asyncpg.InternalClientError("cannot switch to state 12; another operation (2) is in progress"),
+    asyncpg.AdminShutdownError("terminating connection"),
+    asyncpg.CrashShutdownError("terminating connection"),
+    asyncpg.IdleInTransactionSessionTimeoutError("too long"),
+    ConnectionResetError(104, "reset"),
+    BrokenPipeError(32, "broken"),
+    OSError(113, "no route"),
+    TimeoutError(),
+]
+
+
+def named(error: BaseException) -> str:
+    return type(error).__name__
+
+
+@pytest.mark.parametrize("error", BROKEN, ids=named)
+def test_a_broken_connection_leaves_the_outcome_open_only_where_something_was_sent(error: Exception) -> None:
+    assert isinstance(error, CONNECTION_LOST)
+    assert isinstance(translate(error, sent=True), OutcomeUnknown)
+    assert isinstance(translate(error, sent=False), StorageUnavailable)
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (asyncpg.CannotConnectNowError("starting up"), StorageUnavailable),
+        (asyncpg.TooManyConnectionsError("sorry"), StorageUnavailable),
+        (asyncpg.DiskFullError("no space"), StorageUnavailable),
+        (asyncpg.OutOfMemoryError("no memory"), StorageUnavailable),
+        (asyncpg.ReadOnlySQLTransactionError("standby"), StorageUnavailable),
+        (asyncpg.QueryCanceledError("statement timeout"), Overloaded),
+        (asyncpg.LockNotAvailableError("lock timeout"), Overloaded),
+        (asyncpg.DeadlockDetectedError("deadlock"), Overloaded),
+        (asyncpg.SerializationError("conflict"), Overloaded),
+    ],
+    ids=lambda value: named(value) if isinstance(value, Exception) else "",
+)
+def test_what_postgresql_undid_is_told_as_not_applied(error: Exception, expected: type[QueenError]) -> None:
+    for sent in (True, False):
+        translated = translate(error, sent=sent)
+        assert type(translated) is expected
+        assert translated.status == 503
+        assert translated.retry_after_seconds
+
+
+def test_conflicts_are_those_that_may_be_tried_again_at_once() -> None:
+    assert isinstance(asyncpg.DeadlockDetectedError(), RETRYABLE)
+    assert isinstance(asyncpg.SerializationError(), RETRYABLE)
+    assert not isinstance(asyncpg.UniqueViolationError(), RETRYABLE)
+
+
+def test_our_own_errors_and_bugs_are_left_as_they_are() -> None:
+    for error in (Overloaded("full"), ZeroDivisionError(), asyncpg.UndefinedTableError("no table"), KeyError("x")):
+        assert translate(error, sent=True) is error
+    assert not isinstance(asyncpg.UndefinedTableError(), CONNECTION_LOST)
+
+
+def test_a_bad_argument_is_a_bug_and_no_broken_connection() -> None:
+    """The driver refuses it before anything is sent, and the connection stays good."""
+    error = asyncpg.DataError("invalid input for query argument $1: 2**40 (value out of int32 range)")
+
+    assert translate(error, sent=True) is error
+    assert not isinstance(error, CONNECTION_LOST)
