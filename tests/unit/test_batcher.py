@@ -195,6 +195,7 @@ async def test_a_caller_that_leaves_in_the_moment_of_its_answer_is_told_as_aband
     async with running(batcher):
         scope = trio.CancelScope(deadline=trio.current_time() + 1.0)  # exactly when the write ends
         await submit(scope)
+        await wait_all_tasks_blocked()
 
     assert (answered, left) in ((["A"], []), ([], [("a", "A")]))
     assert writes.batches == [["a"]]
