@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -256,9 +257,10 @@ class Machine:
 STEPS = ("push", "pop", "pop", "ack", "ack", "ack", "ack_all", "give_back", "extend", "pass_time")
 
 
+@pytest.mark.timeout(600)  # a failure takes minutes to be made small
 @given(data=st.data())
 @settings(
-    max_examples=40,
+    max_examples=25,
     deadline=None,
     print_blob=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],

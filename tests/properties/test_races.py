@@ -43,6 +43,7 @@ async def assert_no_deadlock(sql: Session) -> None:
     assert await sql.fetchval("SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()") == 0
 
 
+@pytest.mark.timeout(600)  # a failure takes minutes to be made small
 @given(
     partitions=st.integers(1, 3),
     pushes=st.lists(st.tuples(st.integers(0, 5), st.booleans()), min_size=5, max_size=40),
