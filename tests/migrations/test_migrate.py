@@ -144,7 +144,10 @@ async def test_a_role_that_may_not_create_is_told_what_it_lacks(postgres: Postgr
         await open_and_close(settings_for(url))
 
 
-async def test_a_database_that_does_not_answer_is_told_in_a_sentence(empty_database_url: str) -> None:
+async def test_a_database_that_does_not_answer_is_told_in_a_sentence(
+    empty_database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("queen.storage.store._STARTUP_SECONDS", 0.2)
     for wrong in (
         empty_database_url.replace("port=5432", "port=1"),
         empty_database_url.replace("@/test_", "@/missing_"),
