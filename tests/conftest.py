@@ -11,8 +11,8 @@ import contextlib
 import itertools
 import os
 import shutil
-import signal
 import subprocess
+import sys
 import tempfile
 import threading
 from collections import deque
@@ -134,13 +134,42 @@ def _memory() -> str | None:
     return path if roomy and not found.f_flag & os.ST_NOEXEC else None  # the programs may have to be copied there
 
 
+GUARD: Final = """
+import os, select, shutil, signal, sys
+server, home, patience = os.pidfd_open(int(sys.argv[1])), sys.argv[2], float(sys.argv[3])
+sys.stdin.buffer.read()
+for number in (signal.SIGINT, signal.SIGKILL):
+    signal.pidfd_send_signal(server, number)
+    if select.select([server], [], [], patience)[0]:
+        break
+shutil.rmtree(home, ignore_errors=True)
+"""
+"""Stops the server and removes its directory when its input ends, which it does however the test run ends."""
+
+
+@contextlib.contextmanager
+def _guarded(process: subprocess.Popen[bytes], home: Path) -> Iterator[None]:
+    guard = subprocess.Popen(
+        [sys.executable, "-c", GUARD, str(process.pid), str(home), str(STOP_SECONDS)],
+        stdin=subprocess.PIPE,
+        start_new_session=True,  # Ctrl-C is for the test run
+    )
+    assert guard.stdin is not None
+    try:
+        yield
+    finally:
+        guard.stdin.close()
+        process.wait()
+        guard.wait()
+
+
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[Postgres]:
     """The server of this run, on a unix socket in a directory of its own. Works as root and as an ordinary user."""
     home = Path(tempfile.mkdtemp(prefix="queen-pg-", dir=_memory()))
-    home.chmod(0o755)  # as root, PostgreSQL runs as a user that has to pass through
-    process: subprocess.Popen[bytes] | None = None
-    try:
+    with contextlib.ExitStack() as stack:
+        stack.callback(shutil.rmtree, home, ignore_errors=True)
+        home.chmod(0o755)  # as root, PostgreSQL runs as a user that has to pass through
         cluster = trio.run(_make_cluster, home / "data")
         cluster.socket_directory.mkdir(exist_ok=True)
         arguments = [argument for name, value in TEST_SETTINGS.items() for argument in ("-c", f"{name}={value}")]
@@ -152,25 +181,16 @@ def postgres() -> Iterator[Postgres]:
             **cluster.popen_options(),
         )
         assert process.stderr is not None
+        stack.callback(process.stderr.close)
         said: deque[bytes] = deque(maxlen=200)
         ready = threading.Event()
         watcher = threading.Thread(target=_watch, args=(process.stderr, said, ready), daemon=True)
         watcher.start()
+        stack.callback(watcher.join)
+        stack.enter_context(_guarded(process, home))
         if not ready.wait(READY_SECONDS) or process.poll() is not None:
             pytest.fail("PostgreSQL did not start:\n" + b"".join(said).decode(errors="replace"))
         yield Postgres(cluster)
-    finally:
-        if process is not None:
-            process.send_signal(signal.SIGINT)
-            try:
-                process.wait(STOP_SECONDS)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-            watcher.join()
-            assert process.stderr is not None
-            process.stderr.close()
-        shutil.rmtree(home, ignore_errors=True)
 
 
 @pytest.fixture
