@@ -10,8 +10,8 @@ import trio
 from queen.cli.run import Commands, add_database_arguments, settings_from
 from queen.config.settings import Secret, Settings
 from queen.errors import StartupError
-from queen.supervisor.database import choose_database
-from queen.supervisor.supervisor import first_error
+from queen.supervision.database import choose_database
+from queen.supervisor import first_error
 
 
 def add_parser(commands: Commands) -> None:

@@ -13,7 +13,7 @@ import structlog
 from queen.config.settings import Secret, Settings
 from queen.config.sources import LOG_LEVELS, load_settings
 from queen.observability import logs
-from queen.supervisor.supervisor import DEFAULT_APP, run_supervisor
+from queen.supervisor import DEFAULT_APP, run_supervisor
 
 if TYPE_CHECKING:
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]

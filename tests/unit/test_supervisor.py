@@ -16,10 +16,10 @@ import trio.testing
 from queen.config.settings import Secret, Settings
 from queen.control import ControlChannel, Drain, Failed, Heartbeat, Message, Ready, Start
 from queen.errors import StartupError
-from queen.supervisor.children import MAX_OUTPUT_LINE_BYTES, Backoff, describe_exit, lines
-from queen.supervisor.database import Foreign
-from queen.supervisor.listeners import Port
-from queen.supervisor.supervisor import STATUS_SECONDS, Supervisor, first_error
+from queen.supervision.children import MAX_OUTPUT_LINE_BYTES, Backoff, describe_exit, lines
+from queen.supervision.database import Foreign
+from queen.supervision.listeners import Port
+from queen.supervisor import STATUS_SECONDS, Supervisor, first_error
 
 
 def test_a_worker_that_dies_is_started_again_at_once_then_later_and_later() -> None:

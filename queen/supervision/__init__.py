@@ -1,8 +1,8 @@
-"""The parent process: binds the port, runs PostgreSQL and the workers as children, hears signals, stops it all.
+"""The parts of the supervisor (queen/supervisor.py): what keeps one child running, and what all of them have in common.
 
 No HTTP, no SQL, no message and none of the app is here: what is small is hard to crash.
 
-    Supervisor.run ── signals, status line                          supervisor.py
+    Supervisor.run ── signals, status line                          ../supervisor.py
       └── database: PostgreSQL, if it is ours to run                database.py
             └── Slot 0 … N-1: a listening socket and one worker     slot.py, listeners.py
                               process after another

@@ -1,6 +1,6 @@
 """The task tree of the parent process: what is started in which order, what a signal does, what is told.
 
-How one worker is kept running is in slot.py, how PostgreSQL is in database.py.
+Its parts are in supervision/: how one worker is kept running is in slot.py, how PostgreSQL is in database.py.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from queen._version import __version__
 from queen.config.settings import Settings
 from queen.errors import StartupError
 from queen.observability import logs
-from queen.supervisor.children import NEVER_SERVED
-from queen.supervisor.database import choose_database
-from queen.supervisor.listeners import Port
-from queen.supervisor.slot import TALLIES, Slot
+from queen.supervision.children import NEVER_SERVED
+from queen.supervision.database import choose_database
+from queen.supervision.listeners import Port
+from queen.supervision.slot import TALLIES, Slot
 
 log = structlog.get_logger(__name__)
 

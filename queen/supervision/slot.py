@@ -10,17 +10,17 @@ import sys
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import Final, Protocol
 
 import msgspec
 import structlog
 import trio
 
-from queen.config.settings import Secret
+from queen.config.settings import Secret, Settings
 from queen.config.sources import encode_settings
 from queen.control import ControlChannel, Drain, Failed, Heartbeat, Message, Ready, ReloadCertificate, Start
 from queen.observability import logs
-from queen.supervisor.children import (
+from queen.supervision.children import (
     BOOT_CRASHES,
     LAST_WORDS_SECONDS,
     NEVER_SERVED,
@@ -29,16 +29,26 @@ from queen.supervisor.children import (
     kill,
     lines,
 )
-from queen.supervisor.listeners import Port
-
-if TYPE_CHECKING:
-    from queen.supervisor.supervisor import Supervisor
+from queen.supervision.database import Embedded, Foreign
+from queen.supervision.listeners import Port
 
 log = structlog.get_logger(__name__)
 
 KILL_MARGIN_SECONDS: Final = 2.0  # past the grace: a send to a stuck client may outlast any polite deadline
 TALLIES: Final = ("requests", "pushed", "popped", "acked")
 NO_HEARTBEAT: Final = Heartbeat(loop_lag_ms=0.0, rss_bytes=0)
+
+
+class Surroundings(Protocol):
+    """What a slot knows of the supervisor around it."""
+
+    settings: Settings
+    app: str
+    stopping: trio.Event
+    database: Embedded | Foreign
+
+    def note_ready(self) -> None: ...
+    def note_hopeless(self) -> None: ...
 
 
 class Slot:
@@ -53,7 +63,7 @@ class Slot:
     of being refused. Before a wait it is closed, so that the kernel gives connections to the other slots only.
     """
 
-    def __init__(self, supervisor: Supervisor, index: int, port: Port) -> None:
+    def __init__(self, supervisor: Surroundings, index: int, port: Port) -> None:
         self.ready = False
         self.ever_ready = False
         self.hopeless = ""  # why no worker comes up here

@@ -14,7 +14,7 @@ import trio
 from queen.config.settings import Settings
 from queen.errors import StartupError
 from queen.storage import embedded
-from queen.supervisor.children import BOOT_CRASHES, LAST_WORDS_SECONDS, Backoff, describe_exit, lines
+from queen.supervision.children import BOOT_CRASHES, LAST_WORDS_SECONDS, Backoff, describe_exit, lines
 
 log = structlog.get_logger(__name__)
 
