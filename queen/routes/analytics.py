@@ -14,16 +14,18 @@ from queen.routes.wire.analytics import (
     write_system_metrics,
     write_worker_metrics,
 )
-from queen.routes.wire.window import read_window
+from queen.routes.wire.query import read_query
+from queen.routes.wire.window import QueueWindowQuery, read_window, window_of
 
 
 async def show_worker_metrics(context: Context, call: Call) -> Answer:
-    admin, window = context.engine.admin, read_window(call.query)
+    admin, asked = context.engine.admin, read_query(call.query, QueueWindowQuery)
+    window = window_of(asked)
     overview, *_ = await admin.overview()
     body = write_worker_metrics(
         window,
         await admin.everything(window),
-        await admin.series(window, call.query.get("queue")),
+        await admin.series(window, asked.queue),
         await admin.workers(window),
         await admin.processes(),
         overview.six.pending,
@@ -37,12 +39,13 @@ async def show_system_metrics(context: Context, call: Call) -> Answer:
 
 
 async def show_queue_lag(context: Context, call: Call) -> Answer:
-    window = read_window(call.query)
-    return Answer(200, write_queue_lag(await context.engine.admin.series(window, call.query.get("queue"))))
+    asked = read_query(call.query, QueueWindowQuery)
+    return Answer(200, write_queue_lag(await context.engine.admin.series(window_of(asked), asked.queue)))
 
 
 async def show_queue_ops(context: Context, call: Call) -> Answer:
-    admin, window, queue = context.engine.admin, read_window(call.query), call.query.get("queue")
+    admin, asked = context.engine.admin, read_query(call.query, QueueWindowQuery)
+    window, queue = window_of(asked), asked.queue
     points = await admin.series(window, queue)
     parked = await admin.parked(window, queue)
     names = sorted({point.queue for point in points if point.queue is not None} | {pops.queue for pops in parked})
@@ -50,12 +53,14 @@ async def show_queue_ops(context: Context, call: Call) -> Answer:
 
 
 async def show_parked(context: Context, call: Call) -> Answer:
-    window = read_window(call.query)
-    return Answer(200, write_parked(window, await context.engine.admin.parked(window, call.query.get("queue"))))
+    asked = read_query(call.query, QueueWindowQuery)
+    window = window_of(asked)
+    return Answer(200, write_parked(window, await context.engine.admin.parked(window, asked.queue)))
 
 
 async def show_retention(context: Context, call: Call) -> Answer:
-    admin, window, queue = context.engine.admin, read_window(call.query), call.query.get("queue")
+    admin, asked = context.engine.admin, read_query(call.query, QueueWindowQuery)
+    window, queue = window_of(asked), asked.queue
     points = await (admin.everything(window) if queue is None else admin.series(window, queue))
     return Answer(200, write_retention(window, points))
 

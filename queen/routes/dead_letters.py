@@ -8,22 +8,23 @@ from uuid import UUID
 from queen.errors import NotFound
 from queen.routes.call import Answer, Call, Context
 from queen.routes.wire.dead_letters import (
+    DeadLetterQuery,
     Selection,
-    read_dead_letter_query,
     read_redrive,
     read_removal,
     write_dead_letters,
     write_selected,
 )
+from queen.routes.wire.query import read_query
 
 
 async def list_dead_letters(context: Context, call: Call) -> Answer:
-    asked = read_dead_letter_query(call.query)
+    asked = read_query(call.query, DeadLetterQuery)
     call.facts["queue"] = asked.queue
     total, letters = await context.engine.dead_letters(
         queue=asked.queue,
         partition=asked.partition,
-        group=asked.group,
+        group=asked.group or None,
         failed_from=asked.failed_from,
         failed_to=asked.failed_to,
         limit=asked.limit,

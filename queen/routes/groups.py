@@ -7,7 +7,8 @@ from typing import Final
 from queen.routes.call import Answer, Call, Context
 from queen.routes.wire.body import check_name
 from queen.routes.wire.groups import (
-    read_delete_metadata,
+    DeletionQuery,
+    LaggingQuery,
     read_partition_seek,
     read_seek,
     read_subscription,
@@ -19,7 +20,7 @@ from queen.routes.wire.groups import (
     write_positions,
     write_subscribed,
 )
-from queen.routes.wire.query import read_integer
+from queen.routes.wire.query import read_query
 
 MAX_LAGGING: Final = 1000
 """Partitions that the list of lagging ones shows; the worst are shown first."""
@@ -30,7 +31,7 @@ async def list_groups(context: Context, call: Call) -> Answer:
 
 
 async def list_lagging(context: Context, call: Call) -> Answer:
-    min_lag_seconds = max(0, read_integer(call.query, "minLagSeconds", 3600))
+    min_lag_seconds = read_query(call.query, LaggingQuery).min_lag_seconds
     return Answer(200, write_lagging(await context.engine.admin.lagging(min_lag_seconds, MAX_LAGGING)))
 
 
@@ -43,7 +44,7 @@ async def delete_group(context: Context, call: Call) -> Answer:
     """Forget a group, on one queue or on all; or, keeping its metadata, only how far it has come."""
     group = _name(call, "group")
     queue = _name(call, "queue") if "queue" in call.parameters else None
-    metadata = read_delete_metadata(call.query)
+    metadata = read_query(call.query, DeletionQuery).metadata
     if metadata:
         partitions = await context.engine.admin.forget_group(group, queue)
     else:

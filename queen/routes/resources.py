@@ -5,10 +5,12 @@ from __future__ import annotations
 from queen.errors import NotFound
 from queen.routes.call import Answer, Call, Context
 from queen.routes.wire.body import check_name
-from queen.routes.wire.query import read_integer, read_page
+from queen.routes.wire.query import read_query
 from queen.routes.wire.resources import (
-    MAX_PAGE,
-    read_queue_query,
+    ClearQuery,
+    DepthQuery,
+    PartitionQuery,
+    QueueQuery,
     write_cleared,
     write_depth,
     write_namespaces,
@@ -21,8 +23,10 @@ from queen.routes.wire.resources import (
 
 
 async def list_queues(context: Context, call: Call) -> Answer:
-    asked = read_queue_query(call.query)
-    queues = await context.engine.admin.queues(asked.name, asked.namespace, asked.task, asked.limit, asked.offset)
+    asked = read_query(call.query, QueueQuery)
+    queues = await context.engine.admin.queues(
+        asked.name, asked.wanted_namespace, asked.task, asked.limit, asked.offset
+    )
     return Answer(200, write_queues(queues))
 
 
@@ -36,7 +40,7 @@ async def show_queue(context: Context, call: Call) -> Answer:
 
 async def show_depth(context: Context, call: Call) -> Answer:
     name = _queue(call)
-    group = call.query.get("group") or None
+    group = read_query(call.query, DepthQuery).group or None
     depth = await context.engine.admin.depth(name, group)
     if depth is None:
         raise NotFound("Queue not found")
@@ -44,11 +48,9 @@ async def show_depth(context: Context, call: Call) -> Answer:
 
 
 async def list_partitions(context: Context, call: Call) -> Answer:
-    limit, _ = read_page(call.query, 100, MAX_PAGE)
-    min_depth = read_integer(call.query, "minDepth", 0)
-    return Answer(
-        200, write_partitions(await context.engine.admin.partitions(call.query.get("queue"), min_depth, limit))
-    )
+    asked = read_query(call.query, PartitionQuery)
+    found = await context.engine.admin.partitions(asked.queue, asked.min_depth, asked.limit)
+    return Answer(200, write_partitions(found))
 
 
 async def list_namespaces(context: Context, call: Call) -> Answer:
@@ -65,7 +67,7 @@ async def show_overview(context: Context, call: Call) -> Answer:
 
 async def clear(context: Context, call: Call) -> Answer:
     name = _queue(call)
-    partition = call.query.get("partition")
+    partition = read_query(call.query, ClearQuery).partition
     count = await context.engine.admin.clear(name, partition)
     if count is None:
         raise NotFound("Queue not found")

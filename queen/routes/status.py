@@ -9,7 +9,8 @@ from queen.routes.call import Answer, Call, Context
 from queen.routes.health import is_connected, worker_number
 from queen.routes.wire.body import check_name
 from queen.routes.wire.messages import read_queue_messages_query, write_short_messages
-from queen.routes.wire.resources import read_queue_query
+from queen.routes.wire.query import read_query
+from queen.routes.wire.resources import QueueStatusQuery
 from queen.routes.wire.status import (
     Status,
     write_buffers,
@@ -41,10 +42,10 @@ async def show_status(context: Context, call: Call) -> Answer:
 
 
 async def list_queues(context: Context, call: Call) -> Answer:
-    asked = read_queue_query(call.query, 100)
-    admin = context.engine.admin
-    queues = await admin.queues(asked.name, asked.namespace, asked.task, asked.limit, asked.offset)
-    total = len(queues) if asked.name is not None else await admin.count_queues(asked.namespace, asked.task)
+    asked = read_query(call.query, QueueStatusQuery)
+    admin, namespace = context.engine.admin, asked.wanted_namespace
+    queues = await admin.queues(asked.name, namespace, asked.task, asked.limit, asked.offset)
+    total = len(queues) if asked.name is not None else await admin.count_queues(namespace, asked.task)
     return Answer(200, write_status_queues(asked, queues, total))
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from queen.routes.call import Answer, Call, Context
 from queen.routes.wire.body import check_name
-from queen.routes.wire.query import read_page
+from queen.routes.wire.query import read_query
 from queen.routes.wire.traces import (
-    MAX_PAGE,
+    NamedTracesQuery,
+    NamesQuery,
     read_trace,
     write_named_traces,
     write_recorded,
@@ -24,15 +25,15 @@ async def record(context: Context, call: Call) -> Answer:
 
 async def list_by_name(context: Context, call: Call) -> Answer:
     name = check_name(call.parameters["name"], "name")
-    limit, offset = read_page(call.query, 100, MAX_PAGE)
-    total, traces = await context.engine.admin.traces_by_name(name, limit, offset)
-    return Answer(200, write_named_traces(total, traces, limit, offset))
+    asked = read_query(call.query, NamedTracesQuery)
+    total, traces = await context.engine.admin.traces_by_name(name, asked.limit, asked.offset)
+    return Answer(200, write_named_traces(total, traces, asked.limit, asked.offset))
 
 
 async def list_names(context: Context, call: Call) -> Answer:
-    limit, offset = read_page(call.query, 50, MAX_PAGE)
-    total, names = await context.engine.admin.trace_names(limit, offset)
-    return Answer(200, write_trace_names(total, names, limit, offset))
+    asked = read_query(call.query, NamesQuery)
+    total, names = await context.engine.admin.trace_names(asked.limit, asked.offset)
+    return Answer(200, write_trace_names(total, names, asked.limit, asked.offset))
 
 
 async def list_of_message(context: Context, call: Call) -> Answer:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import codecs
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Final, TypeVar
+from typing import Annotated, Final, TypeVar
 
 import msgspec
+from msgspec import Meta
 
 from queen.errors import InvalidRequest
 from queen.model.queue import MAX_NAME_LENGTH
@@ -18,6 +19,28 @@ INT32_MAX: Final = 2**31 - 1
 INT32_MIN: Final = -(2**31)
 
 NULL: Final = msgspec.Raw(b"null")
+
+_NO_NUL: Final = {"pattern": "^[^\\u0000]*$"}
+
+Name = Annotated[str, Meta(max_length=MAX_NAME_LENGTH, extra_json_schema=_NO_NUL)]
+"""A name of something, in the type of a field: what ``check_name`` lets pass."""
+
+Text = Annotated[str, Meta(min_length=1)]
+"""A text that is not empty."""
+
+UuidText = Annotated[str, Meta(extra_json_schema={"format": "uuid"})]
+"""A UUID as text, in the type of a field; any writing of one that Python reads is accepted too."""
+
+Moment = Annotated[str, Meta(extra_json_schema={"format": "date-time"})]
+"""A time as text, in the type of a field; any ISO 8601 time is accepted too."""
+
+Json = Annotated[msgspec.Raw, Meta(description="Any JSON value.")]
+"""A value that is not read here."""
+
+
+def null() -> msgspec.Raw:
+    """The default of a field that is Json. (Made by a call: a description of the API cannot show a raw default.)"""
+    return NULL
 
 
 def encode_text(text: str) -> str:

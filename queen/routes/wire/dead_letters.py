@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Final
+from typing import Annotated, Final
 from uuid import UUID
 
 import msgspec
+from msgspec import Meta, field
 
 from queen.errors import InvalidRequest
 from queen.model.browse import DeadLetterFilter
 from queen.routes.wire.body import (
-    RAW_OBJECT,
+    INT32_MAX,
+    Moment,
+    Name,
+    UuidText,
     body_fields,
     check_name,
     decode_body,
@@ -22,7 +26,7 @@ from queen.routes.wire.body import (
     scalar_of,
     text_of,
 )
-from queen.routes.wire.query import read_boolean, read_integer, read_time
+from queen.routes.wire.query import read_filter, read_time
 from queen.storage.dead_letters import DeadLetter
 from queen.storage.lines import read_line
 
@@ -39,27 +43,29 @@ SHOWN: Final = 100
 
 
 class DeadLetterQuery(msgspec.Struct, frozen=True, kw_only=True):
-    """Which dead letters; None: any."""
+    """Which dead letters; what is not named does not matter. Times are of the failure."""
 
-    queue: str | None
-    partition: str | None
-    group: str | None
-    failed_from: datetime | None
-    failed_to: datetime | None
-    limit: int
-    offset: int
+    queue: str | None = None  # the empty name is a name
+    partition: str | None = None
+    group: str = field(name="consumerGroup", default="")
+    failed_from: datetime | None = field(name="from", default=None)
+    failed_to: datetime | None = field(name="to", default=None)
+    limit: Annotated[int, Meta(ge=1, le=MAX_PAGE)] = 100
+    offset: Annotated[int, Meta(ge=0, le=INT32_MAX)] = 0
 
 
-def read_dead_letter_query(query: Mapping[str, str]) -> DeadLetterQuery:
-    return DeadLetterQuery(
-        queue=query.get("queue"),  # the empty name is a name
-        partition=query.get("partition"),
-        group=query.get("consumerGroup") or None,
-        failed_from=read_time(query.get("from", "")),
-        failed_to=read_time(query.get("to", "")),
-        limit=max(1, min(read_integer(query, "limit", 100), MAX_PAGE)),
-        offset=max(0, read_integer(query, "offset", 0)),
-    )
+class RemovalQuery(msgspec.Struct, frozen=True, kw_only=True):
+    """Which dead letters of a queue are to be removed, the oldest failures first."""
+
+    queue: Name
+    partition: Name | None = None
+    group: Name | None = field(name="consumerGroup", default=None)
+    failed_from: datetime | None = field(name="from", default=None)
+    failed_to: datetime | None = field(name="to", default=None)
+    error: Annotated[str | None, Meta(description="A part of the reason.")] = None
+    message_id: UUID | None = field(name="messageId", default=None)
+    limit: Annotated[int, Meta(ge=1, le=MAX_SELECTION)] = DEFAULT_SELECTION
+    dry_run: Annotated[bool, Meta(description="Only say what would be removed.")] = field(name="dryRun", default=False)
 
 
 class Selection(msgspec.Struct, frozen=True, kw_only=True):
@@ -71,64 +77,103 @@ class Selection(msgspec.Struct, frozen=True, kw_only=True):
     dry_run: bool
 
 
+class RedriveBody(msgspec.Struct, frozen=True, kw_only=True):
+    """Which dead letters of a queue are to be delivered again, the oldest failures first."""
+
+    queue: Name
+    partition: Name | None = None
+    group: Name | None = field(name="consumerGroup", default=None)
+    failed_from: Moment | None = field(name="from", default=None)
+    failed_to: Moment | None = field(name="to", default=None)
+    error: Annotated[str | None, Meta(description="A part of the reason.")] = None
+    message_id: UuidText | None = field(name="messageId", default=None)
+    limit: Annotated[int, Meta(ge=1, le=MAX_SELECTION)] | None = None
+    dry_run: Annotated[bool | None, Meta(description="Only say what would be delivered.")] = field(
+        name="dryRun", default=None
+    )
+
+
+_REDRIVE: Final = msgspec.json.Decoder(RedriveBody)
+
+
 def read_redrive(body: bytes) -> Selection:
     """What is to be delivered again. Raises InvalidRequest."""
-    fields = decode_body(body, RAW_OBJECT, body_fields)
-    texts: dict[str, str] = {}
+    asked = decode_body(body, _REDRIVE, _read_loose_redrive)
+    return _select(
+        RemovalQuery(
+            queue=asked.queue,
+            partition=asked.partition,
+            group=asked.group,
+            failed_from=_moment(asked.failed_from, "from"),
+            failed_to=_moment(asked.failed_to, "to"),
+            error=asked.error,
+            message_id=_uuid(asked.message_id),
+            limit=DEFAULT_SELECTION if asked.limit is None else asked.limit,
+            dry_run=asked.dry_run is True,
+        )
+    )
+
+
+def _read_loose_redrive(body: bytes) -> RedriveBody:
+    """A redrive of more than is done at once, or that is wrong."""
+    fields = body_fields(body)
     for name in ("queue", "partition", "consumerGroup", "from", "to", "error", "messageId"):
         if not is_text(fields.get(name), or_null=True):
             raise InvalidRequest(f"{name} must be a string")
-        text = text_of(fields, name)
-        if text is not None:
-            texts[name] = text
     limit = scalar_of(fields.get("limit"))
     if not is_null(fields.get("limit")) and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 1):
         raise InvalidRequest("limit must be an integer, 1 or more")
     dry_run = scalar_of(fields.get("dryRun"))
     if not is_null(fields.get("dryRun")) and not isinstance(dry_run, bool):
         raise InvalidRequest("dryRun must be true or false")
-    return _read_selection(texts, limit if isinstance(limit, int) else DEFAULT_SELECTION, dry_run=dry_run is True)
+    if is_null(fields.get("queue")):
+        raise InvalidRequest("queue is required")
+    return RedriveBody(
+        queue=text_of(fields, "queue") or "",
+        partition=text_of(fields, "partition"),
+        group=text_of(fields, "consumerGroup"),
+        failed_from=text_of(fields, "from"),
+        failed_to=text_of(fields, "to"),
+        error=text_of(fields, "error"),
+        message_id=text_of(fields, "messageId"),
+        limit=limit if isinstance(limit, int) else None,
+        dry_run=dry_run is True,
+    )
 
 
 def read_removal(query: Mapping[str, str]) -> Selection:
     """What is to be removed. Raises InvalidRequest: a filter that cannot be read must not choose more than meant."""
-    text = query.get("limit", str(DEFAULT_SELECTION))
-    if not text.isdecimal() or int(text) < 1:
-        raise InvalidRequest("limit must be an integer, 1 or more")
-    return _read_selection(query, int(text), dry_run=read_boolean(query, "dryRun"))
+    return _select(read_filter(query, RemovalQuery))
 
 
-def _read_selection(texts: Mapping[str, str], limit: int, *, dry_run: bool) -> Selection:
-    if "queue" not in texts:
-        raise InvalidRequest("queue is required")
-    message_id = None
-    if "messageId" in texts:
-        try:
-            message_id = UUID(texts["messageId"])
-        except ValueError:
-            raise InvalidRequest("messageId must be a UUID") from None
+def _select(asked: RemovalQuery) -> Selection:
     return Selection(
-        queue=check_name(texts["queue"], "queue"),
+        queue=check_name(asked.queue, "queue"),
         chosen=DeadLetterFilter(
-            partition=None if "partition" not in texts else check_name(texts["partition"], "partition"),
-            group=None if "consumerGroup" not in texts else check_name(texts["consumerGroup"], "consumerGroup"),
-            failed_from=_moment(texts, "from"),
-            failed_to=_moment(texts, "to"),
-            error=None if "error" not in texts else texts["error"].replace("\0", "\N{REPLACEMENT CHARACTER}"),
-            message_id=message_id,
+            partition=None if asked.partition is None else check_name(asked.partition, "partition"),
+            group=None if asked.group is None else check_name(asked.group, "consumerGroup"),
+            failed_from=asked.failed_from,
+            failed_to=asked.failed_to,
+            error=None if asked.error is None else asked.error.replace("\0", "\N{REPLACEMENT CHARACTER}"),
+            message_id=asked.message_id,
         ),
-        limit=min(limit, MAX_SELECTION),
-        dry_run=dry_run,
+        limit=min(asked.limit, MAX_SELECTION),
+        dry_run=asked.dry_run,
     )
 
 
-def _moment(texts: Mapping[str, str], name: str) -> datetime | None:
-    if name not in texts:
-        return None
-    moment = read_time(texts[name])
-    if moment is None:
+def _moment(text: str | None, name: str) -> datetime | None:
+    moment = None if text is None else read_time(text)
+    if text is not None and moment is None:
         raise InvalidRequest(f"{name} must be an ISO 8601 time")
     return moment
+
+
+def _uuid(text: str | None) -> UUID | None:
+    try:
+        return None if text is None else UUID(text)
+    except ValueError:
+        raise InvalidRequest("messageId must be a UUID") from None
 
 
 def write_selected(selection: Selection, what: str, message_ids: Sequence[UUID]) -> bytes:

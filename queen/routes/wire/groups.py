@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Final
+from typing import Annotated, Final
 
 import msgspec
+from msgspec import Meta, field
 
 from queen.errors import InvalidRequest
 from queen.model.status import GroupPosition, GroupStatus
 from queen.routes.wire.body import (
+    INT32_MAX,
     RAW_OBJECT,
     body_fields,
     decode_body,
@@ -27,9 +29,18 @@ LAGGING_SECONDS: Final = 300
 """A group further behind than this is called lagging (contract/http-admin.md §5)."""
 
 
-def read_delete_metadata(query: Mapping[str, str]) -> bool:
-    """True unless it says false: the one switch whose default is on."""
-    return query.get("deleteMetadata", "true") in ("true", "1")
+class DeletionQuery(msgspec.Struct, frozen=True, kw_only=True):
+    """What of a group is to go. The one switch whose default is on."""
+
+    metadata: Annotated[bool, Meta(description="Also where the group starts, not only how far it is.")] = field(
+        name="deleteMetadata", default=True
+    )
+
+
+class LaggingQuery(msgspec.Struct, frozen=True, kw_only=True):
+    """Which partitions count as lagging."""
+
+    min_lag_seconds: Annotated[int, Meta(ge=0, le=INT32_MAX)] = field(name="minLagSeconds", default=3600)
 
 
 def read_subscription(body: bytes) -> datetime:

@@ -4,52 +4,80 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime, timedelta
-from typing import Final
+from typing import Annotated, Final, Literal
 
 import msgspec
+from msgspec import Meta, field
 
 from queen.model.browse import Found, FoundMessage, MessageDetail, MessageQuery, MessageStatus
 from queen.model.queue import QUEUE_MODE
-from queen.routes.wire.body import format_time
-from queen.routes.wire.query import read_page, read_time, time_or_null
+from queen.routes.wire.body import INT32_MAX, format_time
+from queen.routes.wire.query import read_query, time_or_null
 from queen.storage.lines import Line, read_line
 
 MAX_PAGE: Final = 1000
 DEFAULT_WINDOW: Final = timedelta(hours=1)
 
-_STATUSES: Final = {
+_STATUSES: Final[dict[str | None, MessageStatus]] = {
     **{status.value: status for status in MessageStatus},
     "failed": MessageStatus.DEAD_LETTER,
     "deadLetter": MessageStatus.DEAD_LETTER,
 }
 
 
+StatusName = Literal["pending", "processing", "completed", "dead_letter", "failed", "deadLetter"]
+
+
+class QueueMessagesQuery(msgspec.Struct, frozen=True, kw_only=True):
+    """Which messages of a queue."""
+
+    status: Annotated[StatusName | None, Meta(description="failed and deadLetter mean dead_letter.")] = None
+    limit: Annotated[int, Meta(ge=1, le=MAX_PAGE)] = 50
+    offset: Annotated[int, Meta(ge=0, le=INT32_MAX)] = 0
+
+
+class MessagesQuery(QueueMessagesQuery, frozen=True, kw_only=True):
+    """Which messages of any queue."""
+
+    queue: str | None = None
+    partition: str | None = None
+    namespace: str | None = None
+    ns: Annotated[str | None, Meta(description="The same as namespace.")] = None
+    task: str | None = None
+    created_from: Annotated[datetime | None, Meta(description="An hour before the end by default.")] = field(
+        name="from", default=None
+    )
+    created_to: Annotated[datetime | None, Meta(description="To the end of its minute.")] = field(
+        name="to", default=None
+    )
+    limit: Annotated[int, Meta(ge=1, le=MAX_PAGE)] = 200
+
+
 def read_message_query(query: Mapping[str, str]) -> MessageQuery:
     """Without ``from`` the last hour before ``to``; ``to`` covers its whole minute."""
-    limit, offset = read_page(query, 200, MAX_PAGE)
-    created_to = read_time(query.get("to", ""))
-    created_from = read_time(query.get("from", ""))
+    asked = read_query(query, MessagesQuery)
+    created_to, created_from = asked.created_to, asked.created_from
     if created_to is not None:
         created_to = created_to.replace(second=0, microsecond=0) + timedelta(minutes=1, microseconds=-1)
     if created_from is None:
         created_from = (created_to or datetime.now(UTC)) - DEFAULT_WINDOW
     return MessageQuery(
-        queue=query.get("queue"),
-        partition=query.get("partition"),
-        namespace=query.get("namespace", query.get("ns")),
-        task=query.get("task"),
-        status=_STATUSES.get(query.get("status", "")),
+        queue=asked.queue,
+        partition=asked.partition,
+        namespace=asked.ns if asked.namespace is None else asked.namespace,
+        task=asked.task,
+        status=_STATUSES.get(asked.status),
         created_from=created_from,
         created_to=created_to,
-        limit=limit,
-        offset=offset,
+        limit=asked.limit,
+        offset=asked.offset,
     )
 
 
 def read_queue_messages_query(queue: str, query: Mapping[str, str]) -> MessageQuery:
     """The messages of one queue, of any age."""
-    limit, offset = read_page(query, 50, MAX_PAGE)
-    return MessageQuery(queue=queue, status=_STATUSES.get(query.get("status", "")), limit=limit, offset=offset)
+    asked = read_query(query, QueueMessagesQuery)
+    return MessageQuery(queue=queue, status=_STATUSES.get(asked.status), limit=asked.limit, offset=asked.offset)
 
 
 def write_messages(found: Found) -> bytes:

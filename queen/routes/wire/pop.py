@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import AsyncExitStack
-from typing import Final
+from typing import Annotated, Final
+
+import msgspec
+from msgspec import Meta, field
 
 from queen.config.settings import Settings
 from queen.errors import InvalidRequest
 from queen.model.message import Batch, PopRequest, SegmentSlice
 from queen.model.queue import QUEUE_MODE, StartFrom, StartMode
-from queen.routes.wire.body import check_name, encode_text, format_time
-from queen.routes.wire.query import read_boolean, read_integer, read_time
+from queen.routes.wire.body import INT32_MAX, Name, check_name, encode_text, format_time
+from queen.routes.wire.query import read_query, read_time
 from queen.streaming.delivery import Part
 
 AUTOPILOT_BATCH: Final = 200
@@ -21,6 +24,53 @@ SPLICE_BYTES: Final = 16 * 1024
 """Stored bytes made into answer bytes at a time: with what is added to each message, about one chunk of 64 KiB."""
 
 
+Many = Annotated[int, Meta(ge=1, le=INT32_MAX)]
+
+
+class PopQuery(msgspec.Struct, frozen=True, kw_only=True):
+    """Parameters of a pop, whatever it pops from."""
+
+    batch: Annotated[Many | None, Meta(description="Most messages of the answer. Default 1.")] = None
+    wait: Annotated[bool, Meta(description="Wait for a message, up to timeout.")] = False
+    timeout: Annotated[
+        Annotated[int, Meta(ge=0, le=INT32_MAX)] | None, Meta(description="Milliseconds. Default 30000.")
+    ] = None
+    group: Annotated[Name, Meta(description="Whose position; empty: that of all who name none.")] = field(
+        name="consumerGroup", default=""
+    )
+    group_too: Annotated[Name, Meta(description="The same by another name.")] = field(name="consumer_group", default="")
+    auto_ack: Annotated[bool, Meta(description="What is handed out is consumed: no lease.")] = field(
+        name="autoAck", default=False
+    )
+    start_mode: Annotated[
+        str, Meta(description="Where a group begins that is new: all, new, or a time.", examples=["new"])
+    ] = field(name="subscriptionMode", default="")
+    start_from: Annotated[str, Meta(description="The same: now, or a time.", examples=["now"])] = field(
+        name="subscriptionFrom", default=""
+    )
+    autopilot: Annotated[bool, Meta(description="What batch leaves open is for the server to choose.")] = False
+
+
+class QueuePopQuery(PopQuery, frozen=True, kw_only=True):
+    """Parameters of a pop from any partition of a queue."""
+
+    partitions: Annotated[Many, Meta(description="Most partitions to take from.")] = 1
+
+
+class LabelPopQuery(QueuePopQuery, frozen=True, kw_only=True):
+    """Parameters of a pop from any queue with a namespace, a task, or both; one of them must be there."""
+
+    namespace: Name = ""
+    task: Name = ""
+
+
+def pop_query_of(queue: str | None, partition: str | None) -> type[PopQuery]:
+    """What can be asked for, by what the path names already."""
+    if queue is None:
+        return LabelPopQuery
+    return QueuePopQuery if partition is None else PopQuery
+
+
 def read_pop(parameters: Mapping[str, str], query: Mapping[str, str], settings: Settings) -> PopRequest:
     """A pop, from the path and the query.
 
@@ -28,10 +78,13 @@ def read_pop(parameters: Mapping[str, str], query: Mapping[str, str], settings: 
         InvalidRequest: a name that cannot be, or nothing said about where to pop from.
     """
     queue, partition = parameters.get("queue"), parameters.get("partition")
-    namespace, task = query.get("namespace") or None, query.get("task") or None
-    if queue is None and namespace is None and task is None:
-        raise InvalidRequest("namespace or task is required")
-    group = query.get("consumerGroup") or query.get("consumer_group") or QUEUE_MODE
+    asked = read_query(query, pop_query_of(queue, partition))
+    namespace = task = None
+    if isinstance(asked, LabelPopQuery):
+        namespace, task = asked.namespace or None, asked.task or None
+        if namespace is None and task is None:
+            raise InvalidRequest("namespace or task is required")
+    group = asked.group or asked.group_too or QUEUE_MODE
     for name, what in (
         (queue, "queue"),
         (partition, "partition"),
@@ -42,30 +95,30 @@ def read_pop(parameters: Mapping[str, str], query: Mapping[str, str], settings: 
         if name is not None:
             check_name(name, what)
     timeout_seconds: float | None = None
-    if read_boolean(query, "wait"):
-        timeout_seconds = read_integer(query, "timeout", round(settings.default_timeout_seconds * 1000)) / 1000
+    if asked.wait:
+        timeout_seconds = settings.default_timeout_seconds if asked.timeout is None else asked.timeout / 1000
         if settings.max_timeout_seconds is not None:
             timeout_seconds = min(timeout_seconds, settings.max_timeout_seconds)
-    default_batch = AUTOPILOT_BATCH if read_boolean(query, "autopilot") else settings.default_batch
+    default_batch = AUTOPILOT_BATCH if asked.autopilot else settings.default_batch
     return PopRequest(
         queue=queue,
         partition=partition,
-        namespace=namespace if queue is None else None,
-        task=task if queue is None else None,
+        namespace=namespace,
+        task=task,
         group=group,
-        batch=max(1, read_integer(query, "batch", default_batch)),
-        partitions=1 if partition is not None else max(1, read_integer(query, "partitions", 1)),
-        auto_ack=read_boolean(query, "autoAck"),
+        batch=max(1, default_batch) if asked.batch is None else asked.batch,
+        partitions=asked.partitions if isinstance(asked, QueuePopQuery) else 1,
+        auto_ack=asked.auto_ack,
         timeout_seconds=timeout_seconds if timeout_seconds is not None and timeout_seconds > 0 else None,
-        start=_read_start(query, settings.default_subscription_mode),
+        start=_read_start(asked, settings.default_subscription_mode),
     )
 
 
-def _read_start(query: Mapping[str, str], default_mode: str) -> StartFrom:
-    start = query.get("subscriptionFrom", "")
+def _read_start(asked: PopQuery, default_mode: str) -> StartFrom:
+    start = asked.start_from
     if start == "now":
         return StartFrom(StartMode.NEW)
-    mode = query.get("subscriptionMode") or default_mode
+    mode = asked.start_mode or default_mode
     at = read_time(start) or read_time(mode)
     if at is not None:
         return StartFrom(StartMode.FROM, at)

@@ -3,40 +3,66 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from typing import Annotated
 
 import msgspec
+from msgspec import Meta
 
 from queen.model.queue import Queue
 from queen.model.status import Depth, LabelStatus, Overview, PartitionStatus, QueueStatus, Six
-from queen.routes.wire.body import format_time
-from queen.routes.wire.query import read_page
+from queen.routes.wire.body import INT32_MAX, format_time
 from queen.routes.wire.query import time_or_null as _time
 
 MAX_QUEUES_PAGE = 10_000
-DEFAULT_QUEUES_PAGE = 1000
 MAX_PAGE = 1000
 
 
+Offset = Annotated[int, Meta(ge=0, le=INT32_MAX)]
+PageLimit = Annotated[int, Meta(ge=1, le=MAX_PAGE)]
+
+
 class QueueQuery(msgspec.Struct, frozen=True, kw_only=True):
-    """Which queues; None: any."""
+    """Which queues; what is not named does not matter."""
 
-    name: str | None
-    namespace: str | None
-    task: str | None
-    limit: int
-    offset: int
+    name: str | None = msgspec.field(name="queue", default=None)
+    namespace: str | None = None
+    ns: Annotated[str | None, Meta(description="The same as namespace.")] = None
+    task: str | None = None
+    limit: Annotated[int, Meta(ge=1, le=MAX_QUEUES_PAGE)] = 1000
+    offset: Offset = 0
+
+    @property
+    def wanted_namespace(self) -> str | None:
+        return self.ns if self.namespace is None else self.namespace
 
 
-def read_queue_query(query: Mapping[str, str], default_limit: int = DEFAULT_QUEUES_PAGE) -> QueueQuery:
-    limit, offset = read_page(query, default_limit, MAX_QUEUES_PAGE)
-    return QueueQuery(
-        name=query.get("queue"),
-        namespace=query.get("namespace", query.get("ns")),
-        task=query.get("task"),
-        limit=limit,
-        offset=offset,
+class QueueStatusQuery(QueueQuery, frozen=True, kw_only=True):
+    """The same for a page that shows fewer of them."""
+
+    limit: Annotated[int, Meta(ge=1, le=MAX_QUEUES_PAGE)] = 100
+
+
+class DepthQuery(msgspec.Struct, frozen=True, kw_only=True):
+    """For whom something is pending; nobody named: for the slowest group."""
+
+    group: str | None = None
+
+
+class PartitionQuery(msgspec.Struct, frozen=True, kw_only=True):
+    """Which partitions."""
+
+    queue: str | None = None
+    min_depth: Annotated[int, Meta(ge=0, le=INT32_MAX, description="With at least so many pending.")] = msgspec.field(
+        name="minDepth", default=0
     )
+    limit: PageLimit = 100
+
+
+class ClearQuery(msgspec.Struct, frozen=True, kw_only=True):
+    """What to empty; nothing named: all of the queue."""
+
+    partition: str | None = None
 
 
 def six(numbers: Six) -> dict[str, int]:

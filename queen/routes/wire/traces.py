@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Final
+from typing import Annotated, Final
 from uuid import UUID
 
 import msgspec
+from msgspec import Meta
 
 from queen.errors import InvalidRequest
 from queen.model.trace import NamedTrace, NewTrace, Trace, TraceName
 from queen.routes.wire.body import (
+    INT32_MAX,
     RAW_OBJECT,
     begins,
     body_fields,
@@ -30,6 +32,20 @@ MAX_PAGE: Final = 1000
 
 _NAMES: Final = msgspec.json.Decoder(list[msgspec.Raw])
 _TEXT: Final = msgspec.json.Decoder(str)
+
+
+class NamedTracesQuery(msgspec.Struct, frozen=True, kw_only=True):
+    """Which page of the traces of a name."""
+
+    limit: Annotated[int, Meta(ge=1, le=MAX_PAGE)] = 100
+    offset: Annotated[int, Meta(ge=0, le=INT32_MAX)] = 0
+
+
+class NamesQuery(msgspec.Struct, frozen=True, kw_only=True):
+    """Which page of the names."""
+
+    limit: Annotated[int, Meta(ge=1, le=MAX_PAGE)] = 50
+    offset: Annotated[int, Meta(ge=0, le=INT32_MAX)] = 0
 
 
 def read_trace(body: bytes) -> NewTrace:
