@@ -1,6 +1,7 @@
 """The command line: one file per command. ``main`` only parses.
 
-Exit codes: 0 fine, 1 failed, 2 usage, 3 never served. Answers go to standard output, talk to standard error.
+Exit codes: 0 fine, 1 failed, 2 usage, 3 never served, or not running. Answers go to standard output, talk to standard
+error.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ import sys
 from collections.abc import Sequence
 
 from queen._version import __version__
-from queen.cli import migrate, run
+from queen.cli import migrate, reload, run, status, stop, top, tree, workers
 from queen.errors import StartupError
+from queen.supervision.control_socket import Refused
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -20,8 +22,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="queen-trio", description="A durable, partitioned message queue server.")
     parser.add_argument("--version", action="version", version=f"queen-trio {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    run.add_parser(commands)
-    migrate.add_parser(commands)
+    for command in (run, migrate, status, top, tree, workers, reload, stop):
+        command.add_parser(commands)
     arguments = parser.parse_args(argv)
     try:
         code: int = arguments.command(arguments)
@@ -30,6 +32,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except StartupError as error:
         print(f"queen-trio: {error.detail}", file=sys.stderr)
         return 3
+    except Refused as refused:
+        print(f"queen-trio: {refused}", file=sys.stderr)
+        return 1
     finally:
         _flush_output()
     return code

@@ -42,10 +42,21 @@ def add_parser(commands: Commands) -> None:
         default=None,
         help="listen on all addresses without authentication, and do not warn of it",
     )
+    parser.add_argument("--pidfile", type=Path, help="file to hold the process id (QUEEN_PIDFILE)")
+    add_control_argument(parser)
     parser.add_argument("--log-level", choices=LOG_LEVELS, help="(LOG_LEVEL; info)")
     parser.add_argument("--log-format", choices=("json", "console"), help="(LOG_FORMAT; json unless on a terminal)")
     parser.add_argument("--app", default=DEFAULT_APP, help=argparse.SUPPRESS)  # module:factory of another application
     add_database_arguments(parser)
+
+
+def add_control_argument(parser: argparse.ArgumentParser) -> None:
+    """The flag of every command that meets at the control socket."""
+    parser.add_argument(
+        "--control-socket",
+        type=Path,
+        help="unix socket for status, reload and so on (QUEEN_CONTROL_SOCKET; in the data or the runtime directory)",
+    )
 
 
 def add_database_arguments(parser: argparse.ArgumentParser) -> None:
@@ -58,13 +69,18 @@ def add_database_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def settings_from(arguments: argparse.Namespace) -> Settings:
-    """The settings that flags and environment give; logs are set up, and what cannot be honoured is said."""
+def flags_of(arguments: argparse.Namespace) -> dict[str, object]:
+    """The flags among the arguments of a command that are settings."""
     names = set(Settings.__struct_fields__)
     flags = {name: value for name, value in vars(arguments).items() if name in names}
     if flags.get("database_url") is not None:
         flags["database_url"] = Secret(flags["database_url"])
-    settings, notes = load_settings(flags=flags)
+    return flags
+
+
+def settings_from(arguments: argparse.Namespace) -> Settings:
+    """The settings that flags and environment give; logs are set up, and what cannot be honoured is said."""
+    settings, notes = load_settings(flags=flags_of(arguments))
     logs.configure(settings.log_level, logs.resolve_format(settings.log_format))
     for note in notes:
         log.warning(note)

@@ -81,6 +81,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     tls_cert: Path | None = None  # PEM, with the chain; together with the key, or neither
     tls_key: Path | None = None
     tls_client_ca: Path | None = None  # who signs certificates of clients, which then need one
+    # how operators and service managers reach it
+    control_socket: Path | None = None  # None: in the data directory, or in the runtime directory
+    pidfile: Path | None = None
     # storage
     database_url: Secret | None = None  # None: the embedded PostgreSQL
     data_dir: Path | None = None  # of the embedded PostgreSQL; None: per-user default
@@ -113,6 +116,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     metrics_sample_seconds: float = 1.0  # between two readings of the gauges
     metrics_aggregate_seconds: float = 60.0  # between two reports of very many queues
     metrics_retention_days: int = 90  # of all series, and of traces
+    # supervision
+    hang_seconds: float = 10.0  # without a sign of life from a worker's loop, and it is replaced
+    spare: bool = True  # keep one more worker booted, to take over from one that dies
+    max_worker_rss_bytes: int = 0  # 0: no limit; past it a worker is replaced, its successor first
+    max_worker_age_seconds: float = 0.0  # 0: no limit; the same by age, with jitter
     # shutdown
     grace_seconds: float = 20.0
     # logs

@@ -66,6 +66,17 @@ def _seconds(text: str) -> float:
     return value
 
 
+def _limit_seconds(text: str) -> float:
+    value = _seconds(text)
+    if value < 1:  # shorter than two signs of life
+        raise Unusable(text)
+    return value
+
+
+def _mebibytes(text: str) -> int:
+    return _natural(text) * 1024 * 1024
+
+
 def _boolean(text: str) -> bool:
     return text.strip().lower() == "true"
 
@@ -121,6 +132,8 @@ ENVIRONMENT: Final[dict[str, tuple[str, Parser]]] = {
     "QUEEN_TLS_CERT": ("tls_cert", _path),
     "QUEEN_TLS_KEY": ("tls_key", _path),
     "QUEEN_TLS_CLIENT_CA": ("tls_client_ca", _path),
+    "QUEEN_CONTROL_SOCKET": ("control_socket", _path),
+    "QUEEN_PIDFILE": ("pidfile", _path),
     "QUEEN_DATABASE_URL": ("database_url", Secret),
     "QUEEN_DATA_DIR": ("data_dir", _path),
     "DB_POOL_SIZE": ("db_pool_size", _positive),
@@ -146,6 +159,10 @@ ENVIRONMENT: Final[dict[str, tuple[str, Parser]]] = {
     "METRICS_AGGREGATE_INTERVAL_S": ("metrics_aggregate_seconds", _positive),
     "METRICS_RETENTION_DAYS": ("metrics_retention_days", _positive),
     "QUEEN_GRACE_SECONDS": ("grace_seconds", _seconds),
+    "QUEEN_HANG_SECONDS": ("hang_seconds", _limit_seconds),
+    "QUEEN_SPARE": ("spare", _boolean),
+    "QUEEN_MAX_WORKER_RSS_MB": ("max_worker_rss_bytes", _mebibytes),
+    "QUEEN_MAX_WORKER_AGE_SECONDS": ("max_worker_age_seconds", _seconds),
     "LOG_LEVEL": ("log_level", _level),
     "LOG_FORMAT": ("log_format", _format),
 }
