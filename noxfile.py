@@ -106,6 +106,17 @@ def campaign(session: nox.Session) -> None:
 
 
 @nox.session
+def faults(session: nox.Session) -> None:
+    """Faults thrown at real processes under load, each judged by its threshold. Arguments go to tests.faults.
+
+    Half an hour with five seeds of each; `--pace quick` for a few minutes, names of faults for less.
+    """
+    install(session, "tests")
+    session.run("pytest", "tests/faults")  # that the judges can find anything
+    session.run("python", "-m", "tests.faults", *session.posargs)
+
+
+@nox.session
 def run(session: nox.Session) -> None:
     """Start a server from this checkout. Arguments go to `queen-trio run`."""
     install(session)
