@@ -22,6 +22,7 @@ import trio
 from outcome import Error, Outcome, Value
 
 from queen.errors import Overloaded, QueenError
+from queen.observability.doing import BatchWrite
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -36,6 +37,8 @@ class _Entry(Generic[Item, Result]):
     done: trio.Event = field(default_factory=trio.Event)
     outcome: Outcome[Result] | None = None
     abandoned: bool = False
+    task: trio.lowlevel.Task = field(default_factory=trio.lowlevel.current_task)  # that waits for it
+    since: float = field(default_factory=trio.current_time)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +82,7 @@ class Batcher(Generic[Item, Result]):
         self._abandoned = abandoned
         self._waiting: deque[_Entry[Item, Result]] = deque()
         self._arrived = trio.Event()
-        self._writing = 0
+        self._writing: dict[trio.lowlevel.Task, tuple[float, list[_Entry[Item, Result]]]] = {}  # by writer
         self._requests = 0
         self._writes = 0
         self._busy_seconds = 0.0
@@ -110,9 +113,24 @@ class Batcher(Generic[Item, Result]):
             task_status.started()
 
     def statistics(self) -> BatcherStatistics:
-        return BatcherStatistics(len(self._waiting), self._writing, self._requests, self._writes, self._busy_seconds)
+        return BatcherStatistics(
+            len(self._waiting), len(self._writing), self._requests, self._writes, self._busy_seconds
+        )
+
+    def doing(self) -> list[BatchWrite]:
+        """The writes in flight, and the one that is to come if anybody waits for it."""
+        now = trio.current_time()
+        writes = [
+            BatchWrite(self._name, now - began, [entry.task for entry in batch], writer)
+            for writer, (began, batch) in self._writing.items()
+        ]
+        if self._waiting:
+            waiting = [entry.task for entry in self._waiting]
+            writes.append(BatchWrite(self._name, now - self._waiting[0].since, waiting, None))
+        return writes
 
     async def _write_batches(self) -> None:
+        ours = trio.lowlevel.current_task()
         while True:
             while not self._waiting:
                 if self._arrived.is_set():  # else another idle writer waits for it: one event wakes them all
@@ -121,12 +139,12 @@ class Batcher(Generic[Item, Result]):
             batch = self._take()
             if not batch:
                 continue
-            self._writing += 1
             started_at = trio.current_time()
+            self._writing[ours] = started_at, batch
             try:
                 await self._write_batch(batch)
             finally:
-                self._writing -= 1
+                del self._writing[ours]
                 self._busy_seconds += trio.current_time() - started_at
 
     def _take(self) -> list[_Entry[Item, Result]]:

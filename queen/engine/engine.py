@@ -36,6 +36,7 @@ from queen.model.message import (
 from queen.model.metrics import Waiting
 from queen.model.queue import DEFAULT_PARTITION, QUEUE_MODE, Queue, QueueOptions, StartFrom, StartMode
 from queen.model.stream import Cycle, CycleResult, Registration, StateFilter, StateRow, StreamQuery
+from queen.observability.doing import BatchWrite
 from queen.storage.acks import Released
 from queen.storage.claims import ClaimOutcome, ClaimRequest
 from queen.storage.dead_letters import DeadLetter
@@ -518,6 +519,10 @@ class Engine:
         self._draining = True
         self._drained.set()
         self._wakeups.tell_all()
+
+    def doing(self) -> list[BatchWrite]:
+        """The writes of requests at hand."""
+        return [write for batcher in (self._pushes, self._acks, self._claims) for write in batcher.doing()]
 
     def _gauges(self) -> dict[str, int]:
         """The gauges of the monitor that are the engine's."""

@@ -24,6 +24,7 @@ import trio_asyncio
 from outcome import Error, Outcome, Value
 
 from queen.errors import Draining, Overloaded, StorageUnavailable
+from queen.observability.doing import DatabaseJob
 from queen.storage.connect import Connection, hang_up
 from queen.storage.translate import CONNECTION_LOST, RETRYABLE, translate
 
@@ -46,6 +47,8 @@ class _Job(Generic[T]):
     work: Callable[[Connection], Awaitable[T]]
     writes: bool
     done: trio.Event = field(default_factory=trio.Event)
+    task: trio.lowlevel.Task = field(default_factory=trio.lowlevel.current_task)  # that waits for it
+    since: float = field(default_factory=trio.current_time)  # asked for, then begun
     outcome: Outcome[T] | None = None
 
     def finish(self, result: Outcome[T]) -> None:
@@ -95,6 +98,12 @@ class Bridge:
             "errors": self.errors,
         }
 
+    def doing(self) -> list[DatabaseJob]:
+        """What is being done, and what waits for a connection to do it on."""
+        now = trio.current_time()
+        running = [job for runner in self._runners if (job := runner.doing(now)) is not None]
+        return running + [DatabaseJob(_name(job), now - job.since, job.task, None) for job in self._waiting]
+
     def count(self, result: Outcome[Any]) -> None:
         """A job ended. What the client did wrong is no error of storage."""
         self.done += 1
@@ -134,7 +143,16 @@ class _Runner:
         self._connection: Connection | None = None
         self._wake = trio.Event()
         self._given: _Job[Any] | None = None
+        self._doing: _Job[Any] | None = None
         self._stopping = False
+
+    def doing(self, now: float) -> DatabaseJob | None:
+        job, connection = self._doing, self._connection
+        if job is None:
+            return None
+        open = connection is not None and not connection.is_closed()
+        pid = connection.get_server_pid() if open and connection is not None else None
+        return DatabaseJob(_name(job), now - job.since, job.task, pid)
 
     def give(self, job: _Job[Any]) -> None:
         self._given = job
@@ -157,6 +175,7 @@ class _Runner:
                         continue
                 if job is None:
                     return
+                job.since, self._doing = trio.current_time(), job
                 try:
                     result = await trio_asyncio.aio_as_trio(self._do)(job)
                     self._bridge.count(result)
@@ -164,6 +183,8 @@ class _Runner:
                 except BaseException:
                     job.finish(Error(Draining("the server is shutting down; the outcome is not known")))
                     raise
+                finally:
+                    self._doing = None
         finally:
             with trio.move_on_after(_CLOSE_SECONDS, shield=True):  # a goodbye to PostgreSQL, not worth more
                 await trio_asyncio.aio_as_trio(self._disconnect)()
@@ -199,6 +220,11 @@ class _Runner:
                 await self._connection.close(timeout=_CLOSE_SECONDS)
             except (*CONNECTION_LOST, asyncio.CancelledError):
                 await hang_up(self._connection)
+
+
+def _name(job: _Job[Any]) -> str:
+    """The method that the work belongs to, as in ``Pushes.write``."""
+    return job.work.__qualname__.partition(".<locals>")[0]
 
 
 @asynccontextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from datetime import datetime
 from typing import Final
@@ -19,6 +19,7 @@ from queen.config.settings import Settings
 from queen.errors import QueenError, StartupError
 from queen.model.queue import Queue
 from queen.observability.activity import Activity
+from queen.observability.doing import Backend, DatabaseJob
 from queen.storage.acks import Acks
 from queen.storage.bridge import Bridge, Connect, open_bridge
 from queen.storage.catalogue import Catalogue
@@ -47,6 +48,15 @@ _EXPIRE: Final = """
         clock_timestamp() - make_interval(secs => $3), clock_timestamp() - make_interval(secs => $4),
         coalesce($5, '-infinity'::timestamptz), coalesce($6, '00000000-0000-0000-0000-000000000000'::uuid), $7)
 """
+_BACKENDS: Final = """
+    SELECT a.pid, coalesce(a.state, '') AS state,
+        coalesce(a.wait_event_type || ' ' || a.wait_event, '') AS waits_for,
+        left(regexp_replace(a.query, '\\s+', ' ', 'g'), 160) AS statement,
+        greatest(0, extract(epoch FROM clock_timestamp() -
+            CASE WHEN a.state = 'active' THEN a.query_start ELSE a.state_change END))::float8 AS seconds,
+        pg_blocking_pids(a.pid) AS blocked_by
+    FROM pg_stat_activity a WHERE a.pid = ANY ($1::int[])
+"""
 _SWEEP_LOCK: Final = 0x7175_6501
 """First key of the advisory locks of housekeeping; the second is the bucket."""
 
@@ -54,9 +64,12 @@ _SWEEP_LOCK: Final = 0x7175_6501
 class Store:
     """Durable storage. The parts are public: each is one subject."""
 
-    def __init__(self, bridge: Bridge, notifications: Notifications, settings: Settings, buckets: int) -> None:
+    def __init__(
+        self, bridge: Bridge, onlooker: Bridge, notifications: Notifications, settings: Settings, buckets: int
+    ) -> None:
         keyring = Keyring(bytes.fromhex(settings.encryption_key.reveal()) if settings.encryption_key else None)
         self._bridge = bridge
+        self._onlooker = onlooker
         self.buckets = buckets
         self.notifications = notifications
         self.catalogue = Catalogue(bridge, buckets, settings.queue_defaults)
@@ -140,6 +153,23 @@ class Store:
                     break
         return removed
 
+    def doing(self) -> list[DatabaseJob]:
+        """The database work at hand."""
+        return self._bridge.doing()
+
+    async def backends(self, pids: Iterable[int]) -> list[Backend]:
+        """What PostgreSQL says of those connections, on one of its own: the others may all be busy, or blocked.
+
+        That one is opened when somebody asks, and closed again.
+        """
+
+        async def look(connection: Connection) -> list[Backend]:
+            rows = await connection.fetch(_BACKENDS, list(pids))
+            await connection.close()
+            return [Backend(**{**row, "blocked_by": tuple(row["blocked_by"])}) for row in rows]
+
+        return await self._onlooker.run(look, writes=False)
+
     def statistics(self) -> dict[str, int]:
         """Connections and jobs waiting for one."""
         return self._bridge.statistics()
@@ -183,11 +213,12 @@ async def open_store(settings: Settings) -> AsyncIterator[Store]:
     async with (
         trio_asyncio.open_loop(),
         open_bridge(connect, connections) as bridge,
+        open_bridge(connect, 1) as onlooker,
         trio.open_nursery() as listeners,
     ):
         notifications = Notifications(bridge, connect)
         await listeners.start(notifications.run)
         try:
-            yield Store(bridge, notifications, settings, buckets)
+            yield Store(bridge, onlooker, notifications, settings, buckets)
         finally:
             listeners.cancel_scope.cancel()
