@@ -61,7 +61,7 @@ FAULTS = [
     Fault("F10", database.restart_postgres),
     Fault("F11", database.kill_backends),
     Fault("F12", database.lose_commit_replies, proxied=True),
-    Fault("F24", workers.run_out_of_memory, Needs(flags=FAULTY)),
+    Fault("F24", workers.run_out_of_memory, Needs(flags=FAULTY, environment={"QUEEN_MAX_WORKER_RSS_MB": "200"})),
     Fault("F36", workers.run_out_of_descriptors),
 ]
 

@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 
 import trio
 
+from perf.polite import Unanswered, Wire
+
 from .history import Attempt, DeadLetter, Delivery, History, Kind, Outcome, Push, Settlement, Verdict
-from .wire import Unanswered, Wire
 
 QUEUE = "faults"
 SINK = "faults-sink"

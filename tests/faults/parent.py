@@ -10,11 +10,11 @@ import socket
 
 import trio
 
+from perf.polite import Wire
 from tests.acceptance.support import PROJECT, is_alive, is_free, kill
 
 from . import processes
 from .stage import Stage
-from .wire import Wire
 
 GRACE_SECONDS = 5.0
 PARKED = 1000

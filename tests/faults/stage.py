@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 import trio
 
+from perf.polite import Unanswered, Wire
 from perf.server import free_port
 from tests.acceptance.support import Server, is_alive, kill
 
@@ -23,7 +24,6 @@ from .checkers import check_resources, judge
 from .history import Resources
 from .load import Load
 from .proxy import Proxy
-from .wire import Unanswered, Wire
 
 START_SECONDS = 40.0
 STOP_SECONDS = 30.0

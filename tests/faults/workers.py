@@ -12,11 +12,11 @@ from typing import Any
 
 import trio
 
+from perf.polite import Unanswered, Wire
 from tests.acceptance.support import is_alive, kill
 
 from . import faulty_app, processes
 from .stage import Stage
-from .wire import Unanswered, Wire
 
 FAULTY = ("--app", "tests.faults.faulty_app:create_app")
 HANG_SECONDS = 6.0
