@@ -9,9 +9,23 @@ import msgspec
 from queen.errors import InvalidRequest, Unsupported
 from queen.routes.call import Answer, Call, Context
 from queen.routes.health import is_connected
-from queen.routes.wire.body import RAW_OBJECT, body_fields, decode_body, scalar_of
+from queen.routes.wire.body import body_fields, decode_body
+
+
+class SwitchBody(msgspec.Struct, frozen=True):
+    """A switch to turn on or off."""
+
+    enabled: bool
+
+
+_SWITCH: Final = msgspec.json.Decoder(SwitchBody)
 
 _NOT_SHARED: Final = msgspec.json.encode({"enabled": False, "reason": "servers share nothing but the database"})
+
+
+def _refuse_switch(body: bytes) -> SwitchBody:
+    body_fields(body)
+    raise InvalidRequest("enabled (boolean) is required")
 
 
 async def show_maintenance(context: Context, call: Call) -> Answer:
@@ -36,9 +50,7 @@ async def show_pop_maintenance(context: Context, call: Call) -> Answer:
 
 async def switch_pop_maintenance(context: Context, call: Call) -> Answer:
     """Every pop of every worker answers with nothing, from a second after this at the latest, also over restarts."""
-    enabled = scalar_of(decode_body(call.body, RAW_OBJECT, body_fields).get("enabled"))
-    if not isinstance(enabled, bool):
-        raise InvalidRequest("enabled (boolean) is required")
+    enabled = decode_body(call.body, _SWITCH, _refuse_switch).enabled
     await context.engine.admin.pause_pops(paused=enabled)
     call.facts["enabled"] = enabled
     message = "Pop maintenance mode enabled" if enabled else "Pop maintenance mode disabled"

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Final
+from typing import Annotated, Final
 
 import msgspec
+from msgspec import Meta
 
 from queen.errors import InvalidRequest
 from queen.model.message import Ack, AckResult, AckStatus
 from queen.model.queue import QUEUE_MODE
 from queen.routes.wire.body import (
+    Name,
+    Text,
     body_fields,
     check_name,
     decode_body,
@@ -24,18 +27,36 @@ from queen.routes.wire.body import (
 )
 
 
-class _AckItem(msgspec.Struct, gc=False):
-    transaction_id: str = msgspec.field(name="transactionId")
-    partition_id: str = msgspec.field(name="partitionId")
+class AckBody(msgspec.Struct, gc=False):
+    """What became of one message."""
+
+    transaction_id: Text = msgspec.field(name="transactionId")
+    partition_id: Text = msgspec.field(name="partitionId")
+    status: Annotated[
+        str | None, Meta(description="completed, success, failed, dlq or retry; completed by default.")
+    ] = None
+    error: Annotated[str | None, Meta(description="Why; kept with a dead letter.")] = None
+    lease_id: Annotated[str | None, Meta(description="Absent or empty: the lease is not checked.")] = msgspec.field(
+        name="leaseId", default=None
+    )
+    group: Name | None = msgspec.field(name="consumerGroup", default=None)
+
+
+class BatchedAck(msgspec.Struct, gc=False):
+    """What became of one message of several."""
+
+    transaction_id: Text = msgspec.field(name="transactionId")
+    partition_id: Text = msgspec.field(name="partitionId")
     status: str | None = None
     error: str | None = None
     lease_id: str | None = msgspec.field(name="leaseId", default=None)
-    group: str | None = msgspec.field(name="consumerGroup", default=None)
 
 
-class _AckBatch(msgspec.Struct):
-    acknowledgments: list[_AckItem]
-    group: str | None = msgspec.field(name="consumerGroup", default=None)
+class AckBatchBody(msgspec.Struct):
+    """What became of several messages; the group is that of all of them."""
+
+    acknowledgments: list[BatchedAck]
+    group: Name | None = msgspec.field(name="consumerGroup", default=None)
 
 
 class _AckSentences(msgspec.Struct, frozen=True):
@@ -43,8 +64,8 @@ class _AckSentences(msgspec.Struct, frozen=True):
     partition_id: str
 
 
-_ACK: Final = msgspec.json.Decoder(_AckItem)
-_ACK_BATCH: Final = msgspec.json.Decoder(_AckBatch)
+_ACK: Final = msgspec.json.Decoder(AckBody)
+_ACK_BATCH: Final = msgspec.json.Decoder(AckBatchBody)
 
 _STATUSES: Final[dict[str | None, AckStatus]] = {
     None: AckStatus.COMPLETED,
@@ -71,16 +92,21 @@ def read_ack_batch(body: bytes) -> list[Ack]:
     return [to_ack(item, request.group, _BATCH_ACK) for item in request.acknowledgments]
 
 
-def _read_loose_ack_batch(body: bytes) -> _AckBatch:
+def _read_loose_ack_batch(body: bytes) -> AckBatchBody:
     fields = body_fields(body)
     elements = objects_of(
         fields.get("acknowledgments"), "acknowledgments array is required", "Each acknowledgment must be an object"
     )
-    return _AckBatch([read_loose_ack(fields_of(element), _BATCH_ACK) for element in elements], _group_text(fields))
+    return AckBatchBody([_read_loose_item(fields_of(element), _BATCH_ACK) for element in elements], _group_text(fields))
 
 
-def read_loose_ack(fields: Mapping[str, msgspec.Raw], sentences: _AckSentences) -> _AckItem:
+def read_loose_ack(fields: Mapping[str, msgspec.Raw], sentences: _AckSentences) -> AckBody:
     """One acknowledgement whose status may be anything (then it means the default), or that is wrong."""
+    item = _read_loose_item(fields, sentences)
+    return AckBody(item.transaction_id, item.partition_id, item.status, item.error, item.lease_id, _group_text(fields))
+
+
+def _read_loose_item(fields: Mapping[str, msgspec.Raw], sentences: _AckSentences) -> BatchedAck:
     if not is_text(fields.get("transactionId")):
         raise InvalidRequest(sentences.transaction_id)
     if not is_text(fields.get("partitionId")):
@@ -88,13 +114,12 @@ def read_loose_ack(fields: Mapping[str, msgspec.Raw], sentences: _AckSentences) 
     for name in ("error", "leaseId"):
         if not is_text(fields.get(name), or_null=True):
             raise InvalidRequest(f"{name} must be a string")
-    return _AckItem(
+    return BatchedAck(
         text_of(fields, "transactionId") or "",
         text_of(fields, "partitionId") or "",
         text_of(fields, "status") if is_text(fields.get("status")) else None,
         text_of(fields, "error"),
         text_of(fields, "leaseId"),
-        _group_text(fields),
     )
 
 
@@ -104,7 +129,7 @@ def _group_text(fields: Mapping[str, msgspec.Raw]) -> str | None:
     return text_of(fields, "consumerGroup")
 
 
-def to_ack(item: _AckItem, group: str | None, sentences: _AckSentences) -> Ack:
+def to_ack(item: AckBody | BatchedAck, group: str | None, sentences: _AckSentences) -> Ack:
     if not item.transaction_id:
         raise InvalidRequest(sentences.transaction_id)
     if not item.partition_id:

@@ -13,6 +13,7 @@ from msgspec import Meta
 from queen.errors import InvalidRequest
 from queen.model.queue import MAX_NAME_LENGTH
 
+S = TypeVar("S")
 T = TypeVar("T")
 
 INT32_MAX: Final = 2**31 - 1
@@ -20,9 +21,9 @@ INT32_MIN: Final = -(2**31)
 
 NULL: Final = msgspec.Raw(b"null")
 
-_NO_NUL: Final = {"pattern": "^[^\\u0000]*$"}
+NO_NUL: Final = {"pattern": "^[^\\u0000]*$"}
 
-Name = Annotated[str, Meta(max_length=MAX_NAME_LENGTH, extra_json_schema=_NO_NUL)]
+Name = Annotated[str, Meta(max_length=MAX_NAME_LENGTH, extra_json_schema=NO_NUL)]
 """A name of something, in the type of a field: what ``check_name`` lets pass."""
 
 Text = Annotated[str, Meta(min_length=1)]
@@ -97,7 +98,7 @@ def _check_utf8(body: bytes) -> None:
         raise InvalidRequest(f"Invalid JSON: the body is not UTF-8 ({error.reason})") from None
 
 
-def decode_body(body: bytes, decoder: msgspec.json.Decoder[T], otherwise: Callable[[bytes], T]) -> T:
+def decode_body(body: bytes, decoder: msgspec.json.Decoder[T], otherwise: Callable[[bytes], S]) -> T | S:
     """Decode a body; where it is JSON but of another shape, ``otherwise`` has the last word on it."""
     if not body:
         raise InvalidRequest("Empty request body")

@@ -13,7 +13,7 @@ from queen.errors import InvalidRequest
 from queen.model.status import GroupPosition, GroupStatus
 from queen.routes.wire.body import (
     INT32_MAX,
-    RAW_OBJECT,
+    Moment,
     body_fields,
     decode_body,
     format_time,
@@ -43,11 +43,31 @@ class LaggingQuery(msgspec.Struct, frozen=True, kw_only=True):
     min_lag_seconds: Annotated[int, Meta(ge=0, le=INT32_MAX)] = field(name="minLagSeconds", default=3600)
 
 
+class SubscriptionBody(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a group starts the next time it starts over."""
+
+    at: Moment = field(name="subscriptionTimestamp")
+
+
+class SeekBody(msgspec.Struct, frozen=True, kw_only=True):
+    """Where to move a group: to the end, or else behind what was created up to a time, or else to an offset."""
+
+    to_end: bool | None = field(name="toEnd", default=None)
+    timestamp: Moment | None = None
+    offset: Annotated[int, Meta(ge=0, le=2**63 - 1)] | None = None
+
+
+_SUBSCRIPTION: Final = msgspec.json.Decoder(SubscriptionBody)
+_SEEK: Final = msgspec.json.Decoder(SeekBody)
+
+
 def read_subscription(body: bytes) -> datetime:
-    fields = decode_body(body, RAW_OBJECT, body_fields)
-    if not is_text(fields.get("subscriptionTimestamp")):
-        raise InvalidRequest("Missing subscriptionTimestamp in request body")
-    return _time(fields, "subscriptionTimestamp")
+    return _time(decode_body(body, _SUBSCRIPTION, _refuse_subscription).at, "subscriptionTimestamp")
+
+
+def _refuse_subscription(body: bytes) -> SubscriptionBody:
+    body_fields(body)
+    raise InvalidRequest("Missing subscriptionTimestamp in request body")
 
 
 def read_seek(body: bytes) -> Target:
@@ -64,21 +84,31 @@ def read_partition_seek(body: bytes) -> Target:
 
 
 def _read_target(body: bytes) -> Target | None:
-    fields = decode_body(body, RAW_OBJECT, body_fields)
-    if scalar_of(fields.get("toEnd")) is True:
+    asked = decode_body(body, _SEEK, _read_loose_seek)
+    if asked.to_end:
         return Target("end")
+    if asked.timestamp is not None:
+        return Target("time", at=_time(asked.timestamp, "timestamp"))
+    return None if asked.offset is None else Target("offset", offset=asked.offset)
+
+
+def _read_loose_seek(body: bytes) -> SeekBody:
+    """A seek of which a part is not what it should be: of several that are given, the first that can be used counts."""
+    fields = body_fields(body)
+    if scalar_of(fields.get("toEnd")) is True:
+        return SeekBody(to_end=True)
     if is_text(fields.get("timestamp")):
-        return Target("time", at=_time(fields, "timestamp"))
-    if not is_null(fields.get("offset")):
-        offset = scalar_of(fields.get("offset"))
-        if not isinstance(offset, int) or isinstance(offset, bool) or not 0 <= offset < 2**63:
-            raise InvalidRequest("offset must be an integer, 0 or more")
-        return Target("offset", offset=offset)
-    return None
+        return SeekBody(timestamp=text_of(fields, "timestamp"))
+    if is_null(fields.get("offset")):
+        return SeekBody()
+    offset = scalar_of(fields.get("offset"))
+    if not isinstance(offset, int) or isinstance(offset, bool) or not 0 <= offset < 2**63:
+        raise InvalidRequest("offset must be an integer, 0 or more")
+    return SeekBody(offset=offset)
 
 
-def _time(fields: Mapping[str, msgspec.Raw], name: str) -> datetime:
-    moment = read_time(text_of(fields, name) or "")
+def _time(text: str, name: str) -> datetime:
+    moment = read_time(text)
     if moment is None:
         raise InvalidRequest(f"{name} must be an ISO 8601 time")
     return moment

@@ -14,6 +14,9 @@ from queen.model.message import NewMessage, PushResult
 from queen.model.queue import DEFAULT_PARTITION
 from queen.routes.wire.body import (
     NULL,
+    Json,
+    Name,
+    UuidText,
     body_fields,
     check_name,
     decode_body,
@@ -21,6 +24,7 @@ from queen.routes.wire.body import (
     fields_of,
     is_text,
     join_text,
+    null,
     objects_of,
     text_encoder,
     text_of,
@@ -28,24 +32,26 @@ from queen.routes.wire.body import (
 
 
 class PushItem(msgspec.Struct, gc=False):
-    """One message of a push body; it is a NewMessage as it stands."""
+    """One message to store."""  # it is a NewMessage as it stands
 
-    queue: str
-    partition: str = DEFAULT_PARTITION
-    raw: msgspec.Raw = msgspec.field(name="payload", default=NULL)
+    queue: Name
+    partition: Name = DEFAULT_PARTITION
+    raw: Json = msgspec.field(name="payload", default_factory=null)
     transaction_id: str | None = msgspec.field(name="transactionId", default=None)
-    trace_id: str | None = msgspec.field(name="traceId", default=None)
+    trace_id: UuidText | None = msgspec.field(name="traceId", default=None)
 
     @property
     def payload(self) -> bytes:
         return bytes(self.raw)
 
 
-class _PushBody(msgspec.Struct):
+class PushBody(msgspec.Struct):
+    """Messages to store, all of them or none."""
+
     items: list[PushItem]
 
 
-PUSH: Final = msgspec.json.Decoder(_PushBody)
+PUSH: Final = msgspec.json.Decoder(PushBody)
 
 _CANONICAL_UUID: Final = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}").fullmatch
 
@@ -61,9 +67,9 @@ def read_push(body: bytes) -> list[PushItem]:
     return items
 
 
-def read_loose_push(body: bytes) -> _PushBody:
+def read_loose_push(body: bytes) -> PushBody:
     elements = objects_of(body_fields(body).get("items"), "items array is required", "Each item must be a JSON object")
-    return _PushBody([read_loose_item(fields_of(element)) for element in elements])
+    return PushBody([read_loose_item(fields_of(element)) for element in elements])
 
 
 def read_loose_item(fields: Mapping[str, msgspec.Raw]) -> PushItem:

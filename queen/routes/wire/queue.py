@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Annotated, Any, Final
 from uuid import UUID
 
 import msgspec
+from msgspec import Meta, field
 
 from queen.errors import InvalidRequest
 from queen.model.message import LeaseExtension
-from queen.model.queue import Queue, QueueOptions
+from queen.model.queue import Queue, QueueOptions, asked_for
 from queen.routes.wire.body import (
     INT32_MAX,
     INT32_MIN,
-    RAW_OBJECT,
+    Name,
     begins,
     body_fields,
     check_name,
@@ -22,28 +23,51 @@ from queen.routes.wire.body import (
     format_time,
     is_null,
     is_text,
-    scalar_of,
     text_of,
 )
 
-_OPTIONS: Final[dict[str, tuple[str, int | None]]] = {
-    # wire name → field of QueueOptions and smallest value; None: a boolean
-    "leaseTime": ("lease_seconds", 0),
-    "retryLimit": ("retry_limit", 0),
-    "retryDelay": ("retry_delay_ms", 0),
-    "priority": ("priority", INT32_MIN),
-    "delayedProcessing": ("delayed_processing_seconds", 0),
-    "windowBuffer": ("window_buffer_seconds", 0),
-    "maxSize": ("max_size", 0),
-    "ttl": ("ttl_seconds", 0),
-    "deadLetterQueue": ("dead_letter_queue", None),
-    "dlqAfterMaxRetries": ("dlq_after_max_retries", None),
-    "retentionEnabled": ("retention_enabled", None),
-    "retentionSeconds": ("retention_seconds", 0),
-    "completedRetentionSeconds": ("completed_retention_seconds", 0),
-    "maxWaitTimeSeconds": ("max_wait_time_seconds", 0),
-    "encryptionEnabled": ("encryption_enabled", None),
-}
+Count = Annotated[int, Meta(ge=0, le=INT32_MAX)]
+
+
+class OptionsBody(msgspec.Struct, frozen=True, kw_only=True):
+    """Options of a queue. What is absent or null takes its default."""  # the fields are those of QueueOptions
+
+    lease_seconds: Count | None = field(name="leaseTime", default=None)
+    retry_limit: Count | None = field(name="retryLimit", default=None)
+    retry_delay_ms: Count | None = field(name="retryDelay", default=None)
+    priority: Annotated[int, Meta(ge=INT32_MIN, le=INT32_MAX)] | None = None
+    delayed_processing_seconds: Count | None = field(name="delayedProcessing", default=None)
+    window_buffer_seconds: Count | None = field(name="windowBuffer", default=None)
+    max_size: Count | None = field(name="maxSize", default=None)
+    ttl_seconds: Count | None = field(name="ttl", default=None)
+    dead_letter_queue: bool | None = field(name="deadLetterQueue", default=None)
+    dlq_after_max_retries: bool | None = field(name="dlqAfterMaxRetries", default=None)
+    retention_enabled: bool | None = field(name="retentionEnabled", default=None)
+    retention_seconds: Count | None = field(name="retentionSeconds", default=None)
+    completed_retention_seconds: Count | None = field(name="completedRetentionSeconds", default=None)
+    max_wait_time_seconds: Count | None = field(name="maxWaitTimeSeconds", default=None)
+    encryption_enabled: bool | None = field(name="encryptionEnabled", default=None)
+
+
+class ConfigureBody(msgspec.Struct, frozen=True, kw_only=True):
+    """A queue to create, or to give other options. All options that are not named go back to their defaults."""
+
+    queue: Name
+    namespace: Name | None = None
+    task: Name | None = None
+    options: OptionsBody | None = None
+
+
+class ExtensionBody(msgspec.Struct, frozen=True, kw_only=True):
+    """How long a lease is to hold from now on, at least."""
+
+    seconds: Annotated[int, Meta(ge=1, le=INT32_MAX)] | None = 60
+
+
+_CONFIGURE: Final = msgspec.json.Decoder(ConfigureBody)
+_EXTENSION: Final = msgspec.json.Decoder(ExtensionBody)
+
+_OPTIONS: Final = {info.encode_name: info for info in msgspec.structs.fields(OptionsBody)}
 
 
 class Configuration(msgspec.Struct, frozen=True):
@@ -57,44 +81,53 @@ class Configuration(msgspec.Struct, frozen=True):
 
 def read_configure(body: bytes, defaults: QueueOptions) -> Configuration:
     """Raises InvalidRequest."""
-    fields = decode_body(body, RAW_OBJECT, body_fields)
-    if not is_text(fields.get("queue")):
-        raise InvalidRequest("queue is required")
-    namespace, task = (text_of(fields, name) if is_text(fields.get(name)) else None for name in ("namespace", "task"))
+    asked = decode_body(body, _CONFIGURE, _read_loose_configure)
+    changes: dict[str, int | bool] = {}
+    if asked.options is not None:
+        changes = {name: value for name, value in msgspec.structs.asdict(asked.options).items() if value is not None}
     return Configuration(
-        check_name(text_of(fields, "queue") or "", "queue"),
-        check_name(namespace or "", "namespace"),
-        check_name(task or "", "task"),
-        _read_options(fields.get("options"), defaults),
+        check_name(asked.queue, "queue"),
+        check_name(asked.namespace or "", "namespace"),
+        check_name(asked.task or "", "task"),
+        asked_for(defaults, changes),
     )
 
 
-def _read_options(raw: msgspec.Raw | None, defaults: QueueOptions) -> QueueOptions:
-    if is_null(raw):
-        return defaults
-    if raw is None or not begins(raw, b"{"):
+def _read_loose_configure(body: bytes) -> ConfigureBody:
+    """A configure whose labels may be anything (then they are none), or that is wrong."""
+    fields = body_fields(body)
+    if not is_text(fields.get("queue")):
+        raise InvalidRequest("queue is required")
+    namespace, task = (text_of(fields, name) if is_text(fields.get(name)) else None for name in ("namespace", "task"))
+    return ConfigureBody(
+        queue=text_of(fields, "queue") or "",
+        namespace=namespace,
+        task=task,
+        options=_read_loose_options(fields.get("options")),
+    )
+
+
+def _read_loose_options(raw: msgspec.Raw | None) -> OptionsBody | None:
+    if raw is None or is_null(raw):
+        return None
+    if not begins(raw, b"{"):
         raise InvalidRequest("options must be an object")
-    changes: dict[str, int | bool] = {}
+    values: dict[str, Any] = {}
     for name, value in fields_of(raw).items():
         if name in _OPTIONS and not is_null(value):
-            field, smallest = _OPTIONS[name]
-            changes[field] = _read_option(name, value, smallest)
-    return msgspec.structs.replace(defaults, **changes)
+            values[_OPTIONS[name].name] = _read_loose_option(name, value)
+    return OptionsBody(**values)
 
 
-def _read_option(name: str, raw: msgspec.Raw, smallest: int | None) -> int | bool:
-    value = scalar_of(raw)
-    if smallest is None:
-        if isinstance(value, bool):
-            return value
+def _read_loose_option(name: str, raw: msgspec.Raw) -> object:
+    try:
+        return msgspec.json.decode(raw, type=_OPTIONS[name].type)
+    except msgspec.ValidationError:
+        pass
+    if _OPTIONS[name].type == bool | None:
         raise InvalidRequest(f"option {name} must be true or false")
-    return _bounded(value, smallest, f"option {name}")
-
-
-def _bounded(value: object, smallest: int, what: str) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or not smallest <= value <= INT32_MAX:
-        raise InvalidRequest(f"{what} must be an integer from {smallest} to {INT32_MAX}")
-    return value
+    smallest = INT32_MIN if name == "priority" else 0
+    raise InvalidRequest(f"option {name} must be an integer from {smallest} to {INT32_MAX}")
 
 
 def write_configured(queue: Queue, partition_id: UUID) -> bytes:
@@ -106,7 +139,7 @@ def write_configured(queue: Queue, partition_id: UUID) -> bytes:
             "queue": queue.name,
             "namespace": queue.namespace,
             "task": queue.task,
-            "options": {name: getattr(queue.options, field) for name, (field, _) in _OPTIONS.items()},
+            "options": {name: getattr(queue.options, info.name) for name, info in _OPTIONS.items()},
         }
     )
 
@@ -117,12 +150,13 @@ def write_deleted(name: str, existed: bool) -> bytes:
 
 def read_extension(body: bytes) -> int:
     """Seconds to extend a lease by; the body may be absent."""
-    if not body:
-        return 60
-    raw = decode_body(body, RAW_OBJECT, body_fields).get("seconds")
-    if is_null(raw):
-        return 60
-    return _bounded(scalar_of(raw), 1, "seconds")
+    seconds = decode_body(body, _EXTENSION, _refuse_extension).seconds if body else None
+    return 60 if seconds is None else seconds
+
+
+def _refuse_extension(body: bytes) -> ExtensionBody:
+    body_fields(body)
+    raise InvalidRequest(f"seconds must be an integer from 1 to {INT32_MAX}")
 
 
 def write_extension(extension: LeaseExtension) -> bytes:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from typing import Final
+from typing import Annotated, Final, Literal, cast
 from uuid import UUID
 
 import msgspec
+from msgspec import Meta
 
 from queen.errors import InvalidRequest
 from queen.model.message import AckStatus
-from queen.model.queue import QUEUE_MODE
+from queen.model.queue import MAX_NAME_LENGTH, QUEUE_MODE
 from queen.model.stream import (
     MAX_STATE_KEY_BYTES,
     Cycle,
@@ -24,7 +25,10 @@ from queen.model.stream import (
     StreamQuery,
 )
 from queen.routes.wire.body import (
-    RAW_OBJECT,
+    NO_NUL,
+    Json,
+    Name,
+    Text,
     begins,
     check_name,
     decode_body,
@@ -41,7 +45,7 @@ from queen.routes.wire.body import (
 from queen.routes.wire.push import PushItem, finish_items, read_loose_item, write_push
 
 _NOT_AN_OBJECT: Final = "request body must be a JSON object"
-_EMPTY_OBJECT: Final = b"{}"
+_EMPTY_OBJECT: Final = msgspec.Raw(b"{}")
 
 _STATUSES: Final = {
     "completed": AckStatus.COMPLETED,
@@ -50,15 +54,82 @@ _STATUSES: Final = {
     "dlq": AckStatus.DLQ,
 }
 
-_PUSH_ITEMS: Final = msgspec.json.Decoder(list[PushItem])
-_TEXTS: Final = msgspec.json.Decoder(list[str])
-
 
 class _Window(msgspec.Struct, gc=False):
     end: int | float | None = msgspec.field(name="windowEnd", default=None)
 
 
 _WINDOW: Final = msgspec.json.Decoder(_Window)
+
+
+ShortText = Annotated[str, Meta(min_length=1, max_length=MAX_NAME_LENGTH, extra_json_schema=NO_NUL)]
+StateKey = Annotated[str, Meta(max_length=MAX_STATE_KEY_BYTES, description="At most 2048 bytes.")]
+
+
+class StreamQueryBody(msgspec.Struct, frozen=True, kw_only=True):
+    """A stream query to register. ``reset``: wipe its state if its operators have changed."""
+
+    name: ShortText
+    source_queue: ShortText
+    config_hash: Annotated[ShortText, Meta(description="Stands for the shape of the operators.")]
+    sink_queue: Name | None = None
+    reset: bool | None = False
+
+
+class Upsert(msgspec.Struct, tag_field="type", tag="upsert", gc=False):
+    """Remember a value under a key."""
+
+    key: StateKey
+    value: Json = msgspec.field(default_factory=lambda: _EMPTY_OBJECT)
+
+
+class Removal(msgspec.Struct, tag_field="type", tag="delete", gc=False):
+    """Forget a key."""
+
+    key: StateKey
+
+
+CycleStatus = Literal["completed", "success", "failed", "dlq"]
+
+
+class CycleAckBody(msgspec.Struct, gc=False):
+    """The last message of what was processed."""
+
+    transaction_id: Text = msgspec.field(name="transactionId")
+    status: CycleStatus | None = None
+    lease_id: str | None = msgspec.field(name="leaseId", default=None)
+    count: int | None = None
+    error: str | None = None
+
+
+class CycleBody(msgspec.Struct):
+    """One step of a stream query: state, messages and acknowledgement, all or nothing."""
+
+    query_id: Annotated[Text, Meta(extra_json_schema={"format": "uuid"})]
+    partition_id: Annotated[Text, Meta(extra_json_schema={"format": "uuid"})]
+    group: Name | None = msgspec.field(name="consumer_group", default=None)
+    state_ops: list[Upsert | Removal] | None = None
+    push_items: list[PushItem] | None = None
+    ack: CycleAckBody | None = None
+    release_lease: bool | None = None
+
+
+class StateBody(msgspec.Struct, frozen=True, kw_only=True):
+    """Which state of a stream query, of one partition of its source."""
+
+    query_id: Annotated[Text, Meta(extra_json_schema={"format": "uuid"})]
+    partition_id: Annotated[Text, Meta(extra_json_schema={"format": "uuid"})]
+    keys: list[str] | None = None
+    key_prefix: str | None = None
+    ripe_at_or_before: Annotated[float | None, Meta(description="Milliseconds since 1970.")] = None
+
+
+_STREAM_QUERY: Final = msgspec.json.Decoder(StreamQueryBody)
+_CYCLE: Final = msgspec.json.Decoder(CycleBody)
+_CYCLE_ACK: Final = msgspec.json.Decoder(CycleAckBody)
+_PUSH_ITEMS: Final = msgspec.json.Decoder(list[PushItem])
+_TEXTS: Final = msgspec.json.Decoder(list[str])
+_STATE: Final = msgspec.json.Decoder(StateBody)
 
 
 class CycleRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -78,14 +149,16 @@ class StateRequest(msgspec.Struct, frozen=True, kw_only=True):
     wanted: StateFilter
 
 
-def _read_fields(body: bytes) -> dict[str, msgspec.Raw]:
+def _check_body(body: bytes) -> None:
     if not body:
         raise InvalidRequest(_NOT_AN_OBJECT)
-    return decode_body(body, RAW_OBJECT, _refuse_other_shapes)
 
 
-def _refuse_other_shapes(body: bytes) -> dict[str, msgspec.Raw]:
-    raise InvalidRequest(_NOT_AN_OBJECT)
+def _fields(body: bytes) -> dict[str, msgspec.Raw]:
+    try:
+        return fields_of(body)
+    except msgspec.ValidationError:
+        raise InvalidRequest(_NOT_AN_OBJECT) from None
 
 
 def _required(fields: Mapping[str, msgspec.Raw], name: str) -> str:
@@ -104,16 +177,28 @@ def _uuid(text: str) -> UUID | None:
 
 def read_stream_query(body: bytes) -> StreamQuery:
     """A registration. Raises InvalidRequest."""
-    fields = _read_fields(body)
+    _check_body(body)
+    asked = decode_body(body, _STREAM_QUERY, _read_loose_stream_query)
+    return StreamQuery(
+        name=check_name(asked.name, "name"),
+        source_queue=check_name(asked.source_queue, "source_queue"),
+        sink_queue=None if asked.sink_queue is None else check_name(asked.sink_queue, "sink_queue"),
+        config_hash=check_name(asked.config_hash, "config_hash"),
+        reset=asked.reset is True,
+    )
+
+
+def _read_loose_stream_query(body: bytes) -> StreamQueryBody:
+    """A registration that is wrong, or long."""
+    fields = _fields(body)
     name, source_queue, config_hash = (_required(fields, field) for field in ("name", "source_queue", "config_hash"))
     if not is_text(fields.get("sink_queue"), or_null=True):
         raise InvalidRequest("sink_queue must be a string")
-    sink_queue = text_of(fields, "sink_queue")
-    return StreamQuery(
-        name=check_name(name, "name"),
-        source_queue=check_name(source_queue, "source_queue"),
-        sink_queue=None if sink_queue is None else check_name(sink_queue, "sink_queue"),
-        config_hash=check_name(config_hash, "config_hash"),
+    return StreamQueryBody(
+        name=name,
+        source_queue=source_queue,
+        config_hash=config_hash,
+        sink_queue=text_of(fields, "sink_queue"),
         reset=_read_switch(fields, "reset", default=False),
     )
 
@@ -152,28 +237,28 @@ def read_cycle(body: bytes) -> CycleRequest:
     Raises:
         InvalidRequest: it is no object, or names no query or no partition.
     """
-    fields = _read_fields(body)
-    query_id, partition_id = _required(fields, "query_id"), _required(fields, "partition_id")
+    _check_body(body)
+    asked = decode_body(body, _CYCLE, _read_loose_cycle)
+    if isinstance(asked, CycleRequest):
+        return asked
     try:
-        cycle = _read_cycle(fields, body, _uuid(query_id), _uuid(partition_id))
+        cycle = _to_cycle(asked, body)
     except InvalidRequest as wrong:
-        return CycleRequest(query_id=query_id, partition_id=partition_id, refusal=wrong.detail)
-    return CycleRequest(query_id=query_id, partition_id=partition_id, cycle=cycle)
+        return CycleRequest(query_id=asked.query_id, partition_id=asked.partition_id, refusal=wrong.detail)
+    return CycleRequest(query_id=asked.query_id, partition_id=asked.partition_id, cycle=cycle)
 
 
-def _read_cycle(
-    fields: Mapping[str, msgspec.Raw], body: bytes, query_id: UUID | None, partition_id: UUID | None
-) -> Cycle:
-    if query_id is None:
-        raise InvalidRequest("Unknown query_id")
-    if partition_id is None:
-        raise InvalidRequest("partition_id must be a UUID")
-    if not is_text(fields.get("consumer_group"), or_null=True):
-        raise InvalidRequest("consumer_group must be a string")
-    group = text_of(fields, "consumer_group") or QUEUE_MODE
-    changes = _read_state_ops(fields.get("state_ops"))
-    messages = _read_push_items(fields.get("push_items"), newlines=b"\n" in body)
-    ack = _read_cycle_ack(fields.get("ack"))
+def _to_cycle(asked: CycleBody, body: bytes) -> Cycle:
+    query_id, partition_id = _cycle_ids(asked.query_id, asked.partition_id)
+    changes = [
+        StateChange(check_state_key(change.key), bytes(change.value), _window_end(bytes(change.value)))
+        if isinstance(change, Upsert)
+        else StateChange(check_state_key(change.key), None)
+        for change in asked.state_ops or ()
+    ]
+    messages = asked.push_items or []
+    finish_items(messages, newlines=b"\n" in body)
+    ack = None if asked.ack is None else _to_ack(asked.ack)
     if ack is not None:
         repeat_is_known = ack.lease_id is not None
     else:
@@ -181,13 +266,53 @@ def _read_cycle(
     return Cycle(
         query_id=query_id,
         partition_id=partition_id,
-        group=check_name(group, "consumer_group"),
+        group=check_name(asked.group or QUEUE_MODE, "consumer_group"),
         changes=changes,
         messages=messages,
         ack=ack,
-        release_lease=_read_switch(fields, "release_lease", default=True),
+        release_lease=asked.release_lease is not False,
         digest=hashlib.blake2b(body, digest_size=16).digest() if repeat_is_known else None,
     )
+
+
+def _cycle_ids(query_id: str, partition_id: str) -> tuple[UUID, UUID]:
+    query, partition = _uuid(query_id), _uuid(partition_id)
+    if query is None:
+        raise InvalidRequest("Unknown query_id")
+    if partition is None:
+        raise InvalidRequest("partition_id must be a UUID")
+    return query, partition
+
+
+def _to_ack(ack: CycleAckBody) -> CycleAck:
+    return CycleAck(
+        transaction_id=ack.transaction_id,
+        status=_STATUSES[ack.status or "completed"],
+        lease_id=ack.lease_id or None,
+        count=1 if ack.count is None else ack.count,
+        error=ack.error.replace("\0", "\N{REPLACEMENT CHARACTER}") if ack.error else None,  # PostgreSQL holds no NUL
+    )
+
+
+def _read_loose_cycle(body: bytes) -> CycleBody | CycleRequest:
+    """A cycle that may have nulls where a default stands, or be wrong."""
+    fields = _fields(body)
+    query_id, partition_id = _required(fields, "query_id"), _required(fields, "partition_id")
+    try:
+        _cycle_ids(query_id, partition_id)
+        if not is_text(fields.get("consumer_group"), or_null=True):
+            raise InvalidRequest("consumer_group must be a string")
+        return CycleBody(
+            query_id,
+            partition_id,
+            text_of(fields, "consumer_group"),
+            _read_state_ops(fields.get("state_ops")),
+            _read_push_items(fields.get("push_items")),
+            _read_cycle_ack(fields.get("ack")),
+            _read_switch(fields, "release_lease", default=True),
+        )
+    except InvalidRequest as wrong:
+        return CycleRequest(query_id=query_id, partition_id=partition_id, refusal=wrong.detail)
 
 
 def _elements(raw: msgspec.Raw | None, name: str) -> list[msgspec.Raw]:
@@ -196,8 +321,8 @@ def _elements(raw: msgspec.Raw | None, name: str) -> list[msgspec.Raw]:
     return objects_of(raw, f"{name} must be an array", f"each of {name} must be an object")
 
 
-def _read_state_ops(raw: msgspec.Raw | None) -> list[StateChange]:
-    changes = []
+def _read_state_ops(raw: msgspec.Raw | None) -> list[Upsert | Removal]:
+    changes: list[Upsert | Removal] = []
     for element in _elements(raw, "state_ops"):
         operation = fields_of(element)
         kind = operation.get("type")
@@ -206,12 +331,8 @@ def _read_state_ops(raw: msgspec.Raw | None) -> list[StateChange]:
             raise InvalidRequest(f"Unknown state_op type: {name}")
         if not is_text(operation.get("key")):
             raise InvalidRequest("state_op.key is required")
-        key = check_state_key(text_of(operation, "key") or "")
-        if name == "delete":
-            changes.append(StateChange(key, None))
-        else:
-            value = bytes(operation.get("value", _EMPTY_OBJECT))
-            changes.append(StateChange(key, value, _window_end(value)))
+        key = text_of(operation, "key") or ""
+        changes.append(Removal(key) if name == "delete" else Upsert(key, operation.get("value", _EMPTY_OBJECT)))
     return changes
 
 
@@ -231,18 +352,16 @@ def _window_end(value: bytes) -> float | None:
         return None
 
 
-def _read_push_items(raw: msgspec.Raw | None, *, newlines: bool) -> list[PushItem]:
+def _read_push_items(raw: msgspec.Raw | None) -> list[PushItem]:
     if raw is None or is_null(raw):
         return []
     try:
-        items = _PUSH_ITEMS.decode(raw)
+        return _PUSH_ITEMS.decode(raw)
     except msgspec.DecodeError:  # of another shape, or wrong: the slower reading tells
-        items = [read_loose_item(fields_of(element)) for element in _elements(raw, "push_items")]
-    finish_items(items, newlines=newlines)
-    return items
+        return [read_loose_item(fields_of(element)) for element in _elements(raw, "push_items")]
 
 
-def _read_cycle_ack(raw: msgspec.Raw | None) -> CycleAck | None:
+def _read_cycle_ack(raw: msgspec.Raw | None) -> CycleAckBody | None:
     if raw is None or is_null(raw):
         return None
     if not begins(raw, b"{"):
@@ -263,13 +382,12 @@ def _read_cycle_ack(raw: msgspec.Raw | None) -> CycleAck | None:
     count = 1 if is_null(fields.get("count")) else scalar_of(fields["count"])
     if not isinstance(count, int) or isinstance(count, bool):
         raise InvalidRequest("ack.count must be an integer")
-    error = text_of(fields, "error")
-    return CycleAck(
-        transaction_id=transaction_id,
-        status=_STATUSES[name],
-        lease_id=text_of(fields, "leaseId") or None,
-        count=count,
-        error=error.replace("\0", "\N{REPLACEMENT CHARACTER}") if error else None,  # PostgreSQL holds no NUL
+    return CycleAckBody(
+        transaction_id,
+        cast("CycleStatus", name),
+        text_of(fields, "leaseId"),
+        count,
+        text_of(fields, "error"),
     )
 
 
@@ -306,7 +424,17 @@ def _boolean(value: bool) -> str:
 
 def read_state_request(body: bytes) -> StateRequest:
     """Raises InvalidRequest."""
-    fields = _read_fields(body)
+    _check_body(body)
+    asked = decode_body(body, _STATE, _read_loose_state)
+    return StateRequest(
+        query_id=_uuid(asked.query_id),
+        partition_id=_uuid(asked.partition_id),
+        wanted=StateFilter(keys=asked.keys or None, prefix=asked.key_prefix or "", ripe_until=asked.ripe_at_or_before),
+    )
+
+
+def _read_loose_state(body: bytes) -> StateBody:
+    fields = _fields(body)
     query_id, partition_id = _required(fields, "query_id"), _required(fields, "partition_id")
     keys: list[str] = []
     if not is_null(raw := fields.get("keys")) and raw is not None:
@@ -321,14 +449,12 @@ def read_state_request(body: bytes) -> StateRequest:
         ripe = scalar_of(fields["ripe_at_or_before"])
         if not isinstance(ripe, int | float) or isinstance(ripe, bool):
             raise InvalidRequest("ripe_at_or_before must be a number of milliseconds")
-    return StateRequest(
-        query_id=_uuid(query_id),
-        partition_id=_uuid(partition_id),
-        wanted=StateFilter(
-            keys=keys or None,
-            prefix=text_of(fields, "key_prefix") or "",
-            ripe_until=_clipped(ripe) if isinstance(ripe, int | float) else None,
-        ),
+    return StateBody(
+        query_id=query_id,
+        partition_id=partition_id,
+        keys=keys,
+        key_prefix=text_of(fields, "key_prefix"),
+        ripe_at_or_before=_clipped(ripe) if isinstance(ripe, int | float) else None,
     )
 
 

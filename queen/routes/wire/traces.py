@@ -7,13 +7,15 @@ from typing import Annotated, Final
 from uuid import UUID
 
 import msgspec
-from msgspec import Meta
+from msgspec import Meta, field
 
 from queen.errors import InvalidRequest
 from queen.model.trace import NamedTrace, NewTrace, Trace, TraceName
 from queen.routes.wire.body import (
     INT32_MAX,
-    RAW_OBJECT,
+    NULL,
+    Name,
+    Text,
     begins,
     body_fields,
     check_name,
@@ -48,42 +50,73 @@ class NamesQuery(msgspec.Struct, frozen=True, kw_only=True):
     offset: Annotated[int, Meta(ge=0, le=INT32_MAX)] = 0
 
 
+class TraceBody(msgspec.Struct, frozen=True, kw_only=True):
+    """Something to note about a message."""
+
+    transaction_id: Text = field(name="transactionId")
+    partition_id: Text = field(name="partitionId")
+    data: Annotated[msgspec.Raw, Meta(description="Any JSON object.", extra_json_schema={"type": "object"})]
+    group: Name | None = field(name="consumerGroup", default=None)
+    names: Annotated[list[Name], Meta(max_length=MAX_NAMES)] | Name | None = field(name="traceNames", default=None)
+    event_type: Name | None = field(name="eventType", default=None)
+    worker_id: Name | None = field(name="workerId", default=None)
+
+
+_TRACE: Final = msgspec.json.Decoder(TraceBody)
+
+
 def read_trace(body: bytes) -> NewTrace:
     """Raises InvalidRequest."""
-    fields = decode_body(body, RAW_OBJECT, body_fields)
-    for name in ("transactionId", "partitionId"):
-        if not is_text(fields.get(name)) or not text_of(fields, name):
-            raise InvalidRequest(f"{name} is required")
-    data = fields.get("data")
-    if is_null(data) or data is None:
+    asked = decode_body(body, _TRACE, _read_loose_trace)
+    if is_null(asked.data):
         raise InvalidRequest("data is required")
-    if not begins(data, b"{"):
+    if not begins(asked.data, b"{"):
         raise InvalidRequest("data must be an object")
+    names = [asked.names] if isinstance(asked.names, str) else asked.names or []
     return NewTrace(
-        transaction_id=text_of(fields, "transactionId") or "",
-        partition_id=text_of(fields, "partitionId") or "",
-        data=bytes(data),
-        group=_name(fields, "consumerGroup"),
-        names=_names(fields.get("traceNames")),
-        event_type=_name(fields, "eventType") or "info",
-        worker_id=_name(fields, "workerId"),
+        transaction_id=asked.transaction_id,
+        partition_id=asked.partition_id,
+        data=bytes(asked.data),
+        group=_name(asked.group, "consumerGroup"),
+        names=tuple(dict.fromkeys(name for name in names if _name(name, "traceNames"))),
+        event_type=_name(asked.event_type, "eventType") or "info",
+        worker_id=_name(asked.worker_id, "workerId"),
     )
 
 
-def _name(fields: Mapping[str, msgspec.Raw], what: str) -> str | None:
-    """A short text; anything else that stands there is left out: a trace must not fail for its trimmings."""
-    text = text_of(fields, what) if is_text(fields.get(what)) else None
+def _name(text: str | None, what: str) -> str | None:
     return check_name(text, what) if text else None
 
 
-def _names(raw: msgspec.Raw | None) -> tuple[str, ...]:
+def _read_loose_trace(body: bytes) -> TraceBody:
+    """A trace whose trimmings may be anything (then they are left out: it must not fail for them), or that is wrong."""
+    fields = body_fields(body)
+    for name in ("transactionId", "partitionId"):
+        if not is_text(fields.get(name)) or not text_of(fields, name):
+            raise InvalidRequest(f"{name} is required")
+    return TraceBody(
+        transaction_id=text_of(fields, "transactionId") or "",
+        partition_id=text_of(fields, "partitionId") or "",
+        data=fields.get("data", NULL),
+        group=_loose_name(fields, "consumerGroup"),
+        names=_loose_names(fields.get("traceNames")),
+        event_type=_loose_name(fields, "eventType"),
+        worker_id=_loose_name(fields, "workerId"),
+    )
+
+
+def _loose_name(fields: Mapping[str, msgspec.Raw], what: str) -> str | None:
+    return text_of(fields, what) if is_text(fields.get(what)) else None
+
+
+def _loose_names(raw: msgspec.Raw | None) -> list[str]:
     if raw is None or is_null(raw):
-        return ()
+        return []
     texts = [raw] if is_text(raw) else _NAMES.decode(raw) if begins(raw, b"[") else []
-    names = [check_name(_TEXT.decode(text), "traceNames") for text in texts if is_text(text)]
+    names = [_TEXT.decode(text) for text in texts if is_text(text)]
     if len(names) > MAX_NAMES:
         raise InvalidRequest(f"a trace has at most {MAX_NAMES} names, not {len(names)}")
-    return tuple(dict.fromkeys(name for name in names if name))
+    return names
 
 
 def write_recorded(trace_id: UUID | None) -> bytes:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Annotated, Final
 from uuid import uuid4
 
 import msgspec
+from msgspec import Meta
 
 from queen.errors import InvalidRequest, RouteNotFound
 from queen.model.message import Ack, AckResult, NewMessage, TransactionResult
-from queen.routes.wire.ack import SINGLE_ACK, read_loose_ack, to_ack
+from queen.routes.wire.ack import SINGLE_ACK, AckBody, read_loose_ack, to_ack
 from queen.routes.wire.body import (
-    RAW_OBJECT,
+    Json,
     body_fields,
     decode_body,
     encode_text,
@@ -22,6 +24,31 @@ from queen.routes.wire.body import (
     text_of,
 )
 from queen.routes.wire.push import PUSH, PushItem, finish_items, read_loose_item, read_loose_push
+
+
+class PushOperation(msgspec.Struct, tag_field="type", tag="push", gc=False):
+    """Messages to store. (One message without ``items`` around it is read too.)"""
+
+    items: list[PushItem]
+
+
+class AckOperation(AckBody, tag_field="type", tag="ack", gc=False):
+    """What became of one message. ``failed`` is ``dlq`` here."""
+
+
+Rider = Annotated[list[Json], Meta(max_length=0, description="Not served here: empty, or the whole is refused.")]
+
+
+class TransactionBody(msgspec.Struct):
+    """Pushes and acknowledgements, all of them or none."""
+
+    operations: Annotated[list[PushOperation | AckOperation], Meta(min_length=1)]
+    required_leases: list[str] | None = msgspec.field(name="requiredLeases", default=None)
+    kv: Rider | None = None
+    timers: Rider | None = None
+
+
+_TRANSACTION: Final = msgspec.json.Decoder(TransactionBody)
 
 
 class Transaction(msgspec.Struct, frozen=True):
@@ -40,7 +67,23 @@ def read_transaction(body: bytes) -> Transaction:
         RouteNotFound: it carries kv or timer operations, which this server does not have; leaving them out would
             break the promise of all or nothing.
     """
-    fields = decode_body(body, RAW_OBJECT, body_fields)
+    asked = decode_body(body, _TRANSACTION, _read_loose_transaction)
+    if isinstance(asked, Transaction):
+        return asked
+    newlines = b"\n" in body
+    operations: list[list[PushItem] | Ack] = []
+    for operation in asked.operations:
+        if isinstance(operation, AckOperation):
+            operations.append(to_ack(operation, operation.group, SINGLE_ACK))
+        else:
+            finish_items(operation.items, newlines=newlines)
+            operations.append(operation.items)
+    return Transaction(operations, asked.required_leases or [])
+
+
+def _read_loose_transaction(body: bytes) -> Transaction:
+    """A transaction with an operation of another shape, or that is wrong."""
+    fields = body_fields(body)
     for rider in ("kv", "timers"):
         if not is_null(fields.get(rider)) and fields[rider] != msgspec.Raw(b"[]"):
             raise RouteNotFound("no_such_route")
