@@ -109,6 +109,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     retention_interval_seconds: float = 300.0
     retention_batch: int = 1000
     eviction_interval_seconds: float = 60.0
+    partition_cleanup_days: int = 30  # that a partition is empty before it is removed; 0: for ever
     dead_letter_retention_days: int = 0  # 0: until somebody removes them
     # metrics
     stats_interval_seconds: float = 10.0  # between two reports of a worker

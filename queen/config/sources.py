@@ -18,7 +18,7 @@ import msgspec
 
 from queen.config.settings import JwtSettings, Secret, Settings
 from queen.errors import StartupError
-from queen.model.queue import QueueOptions
+from queen.model.queue import QueueOptions, asked_for
 
 Parser = Callable[[str], Any]
 
@@ -152,6 +152,7 @@ ENVIRONMENT: Final[dict[str, tuple[str, Parser]]] = {
     "RETENTION_INTERVAL": ("retention_interval_seconds", _interval),
     "RETENTION_BATCH_SIZE": ("retention_batch", _positive),
     "EVICTION_INTERVAL": ("eviction_interval_seconds", _interval),
+    "PARTITION_CLEANUP_DAYS": ("partition_cleanup_days", _natural),
     "QUEEN_DEAD_LETTER_DAYS": ("dead_letter_retention_days", _natural),
     "STATS_INTERVAL_MS": ("stats_interval_seconds", _interval),
     "STATS_HISTORY_RETENTION_DAYS": ("stats_retention_days", _positive),
@@ -237,7 +238,9 @@ def load_settings(
     values |= given
     if "host" not in values and (jwt.enabled or values.get("insecure")):
         values["host"] = EVERYWHERE
-    settings = Settings(queue_defaults=QueueOptions(**options), jwt=jwt, **values)
+    # the default itself asks for nothing: environments of the reference spell its defaults out
+    asked = {field: value for field, value in options.items() if value != getattr(QueueOptions(), field)}
+    settings = Settings(queue_defaults=asked_for(QueueOptions(), asked), jwt=jwt, **values)
     _check(settings)
     return settings, notes
 

@@ -32,6 +32,8 @@ ALL_OPTIONS: dict[str, Any] = {
     "completed_retention_seconds": 8,
     "max_wait_time_seconds": 9,
     "encryption_enabled": True,
+    "ttl_enforced": True,
+    "retry_delay_enforced": True,
 }
 
 
