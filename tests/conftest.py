@@ -448,6 +448,11 @@ class Broker:
         """Claims sent to storage so far."""
         return self.engine._claims.statistics().writes
 
+    @property
+    def asked(self) -> int:
+        """Pops that looked so far: several may be folded into one claim."""
+        return self.engine._claims.statistics().requests
+
     @staticmethod
     def partition_id(queue: Queue, partition: str = "Default") -> str:
         return str(partition_id_of(queue.queue_id, partition))

@@ -20,7 +20,7 @@ from queen.engine.admin import POP_MAINTENANCE, Admin
 from queen.engine.batcher import Batcher
 from queen.engine.housekeeping import run_housekeeping
 from queen.engine.monitor import Monitor
-from queen.engine.wakeups import Lot, Topic, Wakeups, hint, hints_of
+from queen.engine.wakeups import UNNAMED, Lot, Topic, Wakeups, hint, hints_of
 from queen.errors import EncryptionUnavailable, QueenError
 from queen.model.message import (
     Ack,
@@ -38,7 +38,7 @@ from queen.model.queue import DEFAULT_PARTITION, QUEUE_MODE, Queue, QueueOptions
 from queen.model.stream import Cycle, CycleResult, Registration, StateFilter, StateRow, StreamQuery
 from queen.observability.doing import BatchWrite
 from queen.storage.acks import Released
-from queen.storage.claims import ClaimOutcome, ClaimRequest
+from queen.storage.claims import ClaimOutcome, ClaimRequest, Surplus
 from queen.storage.dead_letters import DeadLetter
 from queen.storage.ids import partition_id_of
 from queen.storage.pushes import PushRequest, Woken
@@ -73,6 +73,10 @@ _GONE_TRIES: Final = 5
 
 _NOTIFY_PAUSE_SECONDS: Final = 0.002
 """Least time between two notifications of this worker: under load they are folded, an idle one goes at once."""
+
+_SURPLUS_PAUSE_SECONDS: Final = 0.05
+"""The same for what is left over while consumers here are at work: a notification costs a commit, and under load nobody
+elsewhere waits for it most of the time."""
 
 _GIVE_BACK_SECONDS: Final = 5.0
 
@@ -131,6 +135,8 @@ class Engine:
         self.pops_paused = False
         self._to_tell: set[str] = set()
         self._news = trio.Event()
+        self._surplus_to_tell: set[str] = set()
+        self._surplus = trio.Event()
         self._returns: list[tuple[ClaimOutcome, str, UUID | None]] = []
         self._returned = trio.Event()
         self._switched = trio.Event()
@@ -142,7 +148,7 @@ class Engine:
         )
         self._claims: Batcher[ClaimRequest, ClaimOutcome] = Batcher(
             "pop",
-            store.claims.claim,
+            self._write_claims,
             writers=WRITERS,
             max_weight=64,
             max_waiting=MAX_WAITING,
@@ -217,7 +223,6 @@ class Engine:
                     since = await self.store.now()
                 look = await self._look(request, queues, since)
                 if look.batch is not None:
-                    lot.wake(1)  # there may be more
                     return look.batch
                 if look.gone and gone < _GONE_TRIES:
                     gone += 1  # deleted, perhaps created anew, by another worker: what is there now counts
@@ -279,6 +284,12 @@ class Engine:
             catalogue.forget(queue.name)
             catalogue.forget_group(queue.queue_id, group)
         return _Look(due_seconds=outcome.due_seconds, gone=bool(outcome.unregistered))
+
+    async def _write_claims(self, requests: Sequence[ClaimRequest]) -> list[ClaimOutcome]:
+        outcomes, surpluses = await self.store.claims.claim(requests)
+        for surplus in surpluses:
+            self._tell_surplus(surplus)
+        return outcomes
 
     async def _ready_first(self, queues: list[Queue], group: str) -> list[Queue]:
         """Several queues in the order to serve them: what is ready by priority, then by who has waited longest; the
@@ -419,7 +430,16 @@ class Engine:
             if queue is not None:
                 hints = hints_of(queue, news.group)
                 if not self._wakeups.tell(hints, 1, news.partition):
-                    self._tell_others(hints)
+                    self._tell_others_of_surplus(hints)
+
+    def _tell_surplus(self, surplus: Surplus) -> None:
+        """Consumers were served, and more could be."""
+        hints = hints_of(surplus.queue, surplus.group)
+        partition = UNNAMED if surplus.partition is None else surplus.partition
+        if surplus.due_seconds > 0:
+            self._wakeups.tell_at(hints, surplus.due_seconds, partition)
+        elif not self._wakeups.tell(hints, surplus.pops, partition):
+            self._tell_others_of_surplus(hints)
 
     def _queue_changed(self, queue: Queue) -> None:
         """Born or configured: everybody who waits for it looks again."""
@@ -436,6 +456,11 @@ class Engine:
     def _tell_others(self, hints: Iterable[str]) -> None:
         self._to_tell.update(hints)
         self._news.set()
+
+    def _tell_others_of_surplus(self, hints: Iterable[str]) -> None:
+        """What consumers here are busy with and others might help with: it has less of a hurry."""
+        self._surplus_to_tell.update(hints)
+        self._surplus.set()
 
     def _heard(self, hints: Sequence[str]) -> None:
         """Another worker tells: one pop a topic looks, and goes on waking while it finds something."""
@@ -477,6 +502,14 @@ class Engine:
             except QueenError as error:
                 log.debug("hints not sent, the others will find out by themselves", error=str(error))
             await trio.sleep(_NOTIFY_PAUSE_SECONDS)
+
+    async def _run_surplus(self) -> None:
+        while True:
+            await self._surplus.wait()
+            self._surplus = trio.Event()
+            hints, self._surplus_to_tell = self._surplus_to_tell, set()
+            self._tell_others(hints)
+            await trio.sleep(_SURPLUS_PAUSE_SECONDS)
 
     async def _run_sweep(self) -> None:
         """Find what lost hints would have told. One query for all topics in which somebody waits."""
@@ -574,6 +607,7 @@ class Engine:
             await tasks.start(self.admin.run)
             tasks.start_soon(self._wakeups.run_timers)
             tasks.start_soon(self._run_notifier)
+            tasks.start_soon(self._run_surplus)
             tasks.start_soon(self._run_sweep)
             tasks.start_soon(self._run_returns)
             tasks.start_soon(self._run_switches)

@@ -15,11 +15,14 @@ import math
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import trio
 
 from queen.model.queue import Queue
+
+UNNAMED: Final = ""
+"""In place of a partition: no partition is called so, it is news for pops that name none."""
 
 
 class Topic(NamedTuple):
@@ -141,6 +144,7 @@ class Wakeups:
             for topic in tuple(self._by_hint.get(name, ())):
                 if partition is None or topic.partition is None or topic.partition == partition:
                     self.set_timer(self._lots[topic], seconds)
+        self._forget_timers()
 
     def tell_all(self) -> None:
         """Anything may have happened: everybody looks."""
@@ -155,6 +159,13 @@ class Wakeups:
             heapq.heappush(self._timers, (due, next(self._set), lot.topic))
             if self._timers[0][0] == due:
                 self._earlier.set()
+
+    def _forget_timers(self) -> None:
+        """Timers of lots that are gone are not removed one by one: all at once, when they are the most."""
+        if len(self._timers) > 1000 + 2 * len(self._lots):
+            live = {lot.topic: lot.due for lot in self._lots.values()}
+            self._timers = [timer for timer in self._timers if live.get(timer[2], -1.0) == timer[0]]
+            heapq.heapify(self._timers)
 
     async def run_timers(self) -> None:
         """Fire timers until cancelled. Sleeps to the earliest; no tick."""

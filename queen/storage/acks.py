@@ -52,7 +52,7 @@ _STALE_TRIES: Final = 8
 
 
 class Released:
-    """A lease that ended: something may be ready for (queue, group)."""
+    """A lease that ended with something left: it may be ready for (queue, group)."""
 
     __slots__ = ("group", "partition", "queue")
 
@@ -314,7 +314,7 @@ class AckFlush:
             for row, (partition, group, request, _, run) in zip(rows, runs, strict=True):
                 run.lost, run.released, run.dead = row["lost"], row["released"], row["dead"]
                 run.retry_count = row["retry_count"]
-                if run.released:
+                if row["pending"]:
                     self.released.append(Released(partition.queue, group, partition.name))
                 if not run.lost:
                     tally = self._tallies.setdefault(partition.queue, [0, 0])

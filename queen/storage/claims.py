@@ -10,7 +10,7 @@ import random
 import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 from uuid import UUID
 
 import msgspec
@@ -82,6 +82,17 @@ class Segment(msgspec.Struct, frozen=True):
         )
 
 
+class Surplus(NamedTuple):
+    """What claims have left: in ``due_seconds`` something may be ready for pops of (queue, group) that name this
+    partition, or none. ``pops``: how many like those that were served could be served at once, as far as is known."""
+
+    queue: Queue
+    group: str
+    partition: str | None
+    due_seconds: float
+    pops: int
+
+
 class ClaimOutcome:
     """What one request got: claims and the first of their segments, or when to look again."""
 
@@ -93,9 +104,40 @@ class ClaimOutcome:
         self.due_seconds: float | None = None
         self.unregistered: list[Queue] = []
 
+    def fills(self, request: ClaimRequest) -> bool:
+        """Whether it is all that was asked for."""
+        messages = sum(claim.end - claim.first for claim in self.claims)
+        return messages >= request.batch or len(self.claims) >= request.partitions
+
     def due(self, seconds: float | None) -> None:
         if seconds is not None and (self.due_seconds is None or seconds < self.due_seconds):
             self.due_seconds = seconds
+
+
+class _Left:
+    """What a call of claims has left, as its rows tell."""
+
+    def __init__(self) -> None:
+        self._more: dict[tuple[str, str, str], Surplus] = {}  # by queue, group, partition: the last claim there counts
+        self._dues: dict[tuple[str, str, str | None], Surplus] = {}
+
+    def more(self, queue: Queue, group: str, partition: str, messages: int, batch: int) -> None:
+        """After a claim: so many messages can be had from its partition at once."""
+        self._more[queue.name, group, partition] = Surplus(queue, group, partition, 0.0, -(-messages // batch))
+
+    def due(self, queue: Queue, group: str, partition: str | None, seconds: float) -> None:
+        """After all claims: when something may be ready in the queue, or in the one partition asked for."""
+        key = (queue.name, group, partition)
+        found = self._dues.get(key)
+        if found is None or seconds < found.due_seconds:
+            self._dues[key] = Surplus(queue, group, partition, seconds, 1)
+
+    def surpluses(self) -> list[Surplus]:
+        """All of it; where the number of pops is known, that alone."""
+        more = [surplus for surplus in self._more.values() if surplus.pops > 0]
+        known = {(surplus.queue.name, surplus.group) for surplus in more}
+        dues = self._dues.values()
+        return more + [due for due in dues if due.due_seconds > 0 or (due.queue.name, due.group) not in known]
 
 
 class _Cache:
@@ -131,30 +173,37 @@ class Claims:
         self._cache = _Cache()
         self.activity = Activity()
 
-    async def claim(self, requests: Sequence[ClaimRequest]) -> list[ClaimOutcome]:
+    async def claim(self, requests: Sequence[ClaimRequest]) -> tuple[list[ClaimOutcome], list[Surplus]]:
         """Claim for all requests in one commit (per bucket the requests are served in order), and read the beginning.
 
         Small segments come with the claim. A first segment that did not is taken from the cache, or read here, so
         that a pop within one segment needs nothing more. What the keyring lacks is found out when slices are read.
+        Beside the outcomes: what others could have now, or later.
         """
         outcomes = [ClaimOutcome() for _ in requests]
+        left = _Left()
 
         async def work(connection: Connection) -> list[tuple[ClaimOutcome, Any]]:
             if self._buckets == 1:
-                await self._claim_bucket(connection, 0, requests, outcomes)
+                await self._claim_bucket(connection, 0, requests, outcomes, left)
             else:
                 places = await self._promising(connection, requests, outcomes)
                 async with connection.transaction():
                     for rank, bucket in places:
-                        await self._claim_bucket(connection, bucket, requests, outcomes, rank=rank)
+                        await self._claim_bucket(connection, bucket, requests, outcomes, left, rank=rank)
                     # who got nothing is asked for somewhere, to be told that a group is not registered any more
                     for bucket in sorted(self._homes(requests, outcomes)):
-                        await self._claim_bucket(connection, bucket, requests, outcomes)
+                        await self._claim_bucket(connection, bucket, requests, outcomes, left)
             return await self._read_first(connection, outcomes)
 
         for outcome, row in await self._bridge.run(work):
             outcome.rows.append((outcome.claims[0], row))
-        return outcomes
+        for request, outcome in zip(requests, outcomes, strict=True):
+            if outcome.claims and (self._buckets > 1 or len(request.queues) > 1) and outcome.fills(request):
+                # it did not look everywhere
+                queue = next(queue for queue in request.queues if queue.name == outcome.claims[0].queue)
+                left.due(queue, request.group, None, 0.0)
+        return outcomes, left.surpluses()
 
     async def _promising(
         self, connection: Connection, requests: Sequence[ClaimRequest], outcomes: Sequence[ClaimOutcome]
@@ -191,6 +240,7 @@ class Claims:
         bucket: int,
         requests: Sequence[ClaimRequest],
         outcomes: Sequence[ClaimOutcome],
+        left: _Left,
         *,
         rank: int | None = None,
     ) -> None:
@@ -229,19 +279,23 @@ class Claims:
             [requests[at].lease_id for at, _ in rows],
         )
         for row in answer:
-            outcome = outcomes[row["request"]]
+            request, outcome = requests[row["request"]], outcomes[row["request"]]
             verdict = row["verdict"]
-            if verdict == "nothing":
-                outcome.due(row["due_seconds"])
-                continue
             if verdict == "segment":
                 outcome.rows.append((outcome.claims[-1], row))
                 continue
-            queue = next(q for q in requests[row["request"]].queues if q.queue_id == row["queue_id"])
+            queue = next(q for q in request.queues if q.queue_id == row["queue_id"])
+            if verdict == "nothing":
+                outcome.due(row["due_seconds"])
+                if outcome.claims and row["due_seconds"] is not None:
+                    partition = outcome.claims[0].partition if request.partition_id else None
+                    left.due(queue, request.group, partition, row["due_seconds"])
+                continue
             if verdict == "unregistered":
                 if queue not in outcome.unregistered:
                     outcome.unregistered.append(queue)
                 continue
+            left.more(queue, request.group, row["partition_name"], row["message_count"], request.batch)
             outcome.claims.append(
                 ClaimedPartition(
                     queue=queue.name,
