@@ -16,6 +16,7 @@ from queen.auth.access import Access
 from queen.config.settings import Settings
 from queen.engine.engine import Engine
 from queen.errors import InvalidRequest
+from queen.model.snapshot import Snapshot
 from queen.streaming.delivery import Delivery
 
 
@@ -31,10 +32,15 @@ class Counters(msgspec.Struct):
     backpressure_waits: int = 0  # times a streamed answer waited for its client
 
 
+async def no_supervisor() -> None:
+    """For an application that is served by others than our supervisor's workers."""
+
+
 class Context(msgspec.Struct):
     """What all handlers of one application share. ``draining`` turns true once and stays.
 
-    ``access``: who may do what; None: everybody everything.
+    ``access``: who may do what; None: everybody everything. ``ask_supervisor``: how the server is that this process is
+    a worker of; None comes back where there is none, or it does not say.
     """
 
     engine: Engine
@@ -43,6 +49,7 @@ class Context(msgspec.Struct):
     started_at: float  # trio.current_time() when the engine was open
     access: Access | None = None
     draining: bool = False
+    ask_supervisor: Callable[[], Awaitable[Snapshot | None]] = no_supervisor
 
 
 class Call:

@@ -28,13 +28,14 @@ async def show_metrics(context: Context, call: Call) -> Answer:
 
 
 async def show_prometheus(context: Context, call: Call) -> Answer:
-    stored = None
+    stored = server = None
     with trio.move_on_after(SCRAPE_SECONDS):
+        server = await context.ask_supervisor()
         try:
             stored = await _stored(context)
         except QueenError as error:
             log.warning("scraped without storage", error=error.detail)
-    return Answer(200, write_prometheus(_known(context, healthy=stored is not None), stored), PROMETHEUS)
+    return Answer(200, write_prometheus(_known(context, healthy=stored is not None), stored, server), PROMETHEUS)
 
 
 def _known(context: Context, *, healthy: bool) -> ServerMetrics:
@@ -59,6 +60,7 @@ async def _stored(context: Context) -> StoredMetrics:
     return StoredMetrics(
         at=minute,
         now=now,
+        cluster=await admin.cluster(),
         queues=await admin.series(window, None),
         workers=await admin.workers(window),
         dead_letters=letters,

@@ -87,8 +87,9 @@ class Picture:
 
     def _request(self, connection: ConnectionRecord) -> Branch:
         task = connection.task
+        below: tuple[Branch, ...] = ()
         if connection.waits or task is None:
-            at, seconds, below = f"waits {connection.waits}", connection.seconds, ()
+            at, seconds = f"waits {connection.waits}", connection.seconds
         elif (write := self._write_of.get(task)) is not None:
             at = "waits for a write" if write.writer else "waits for the write before its own"
             seconds, below = write.seconds, (self._write(write),)
@@ -96,7 +97,7 @@ class Picture:
             at, seconds = "waits for PostgreSQL", max(job.seconds for job in jobs)
             below = tuple(self._sql(job) for job in jobs)
         else:
-            at, seconds, below = checkpoint_of(task), connection.request_seconds, ()
+            at, seconds = checkpoint_of(task), connection.request_seconds
         return Branch(kind="request", name=connection.request, at=at, seconds=rounded(seconds), branches=below)
 
     def _write(self, write: BatchWrite) -> Branch:

@@ -9,6 +9,7 @@ from typing import Final
 import msgspec
 
 from queen.model.metrics import Process, QueuePoint, WorkerPoint
+from queen.model.snapshot import Snapshot
 
 PROMETHEUS: Final = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -93,6 +94,8 @@ class StoredMetrics(msgspec.Struct, frozen=True, kw_only=True):
 
     at: datetime  # the beginning of that minute
     now: datetime
+    cluster: Mapping[str, int]  # as it is in storage now: workers remember it at different times, and a scrape that
+    # went from one to another would see a counter go back, which Prometheus takes for a restart and counts twice
     queues: Sequence[QueuePoint]
     workers: Sequence[WorkerPoint]
     dead_letters: Mapping[str, int]
@@ -100,15 +103,19 @@ class StoredMetrics(msgspec.Struct, frozen=True, kw_only=True):
     pops_paused: bool
 
 
-def write_prometheus(metrics: ServerMetrics, stored: StoredMetrics | None) -> bytes:
-    """``stored`` None: storage did not answer; the rest is still worth having."""
+def write_prometheus(metrics: ServerMetrics, stored: StoredMetrics | None, server: Snapshot | None = None) -> bytes:
+    """``stored`` None: storage did not answer; the rest is still worth having, and counters are better missing than
+    old. ``server`` None: there is no supervisor, or it did not say."""
     text = Exposition()
-    processes, cluster = metrics.processes, metrics.cluster
+    processes = metrics.processes
     text.gauge("queen_uptime_seconds", "Age of the oldest live worker", ({}, metrics.uptime_seconds))
-    text.counter("queen_cpu_user_microseconds_total", "User CPU of all workers", ({}, cluster.get("cpu_user_us", 0)))
-    text.counter(
-        "queen_cpu_system_microseconds_total", "System CPU of all workers", ({}, cluster.get("cpu_system_us", 0))
-    )
+    if stored is not None:
+        for kind in ("user", "system"):
+            text.counter(
+                f"queen_cpu_{kind}_microseconds_total",
+                f"{kind.capitalize()} CPU of all workers",
+                ({}, stored.cluster.get(f"cpu_{kind}_us", 0)),
+            )
     text.gauge(
         "queen_process_resident_memory_bytes",
         "Resident memory of all live workers",
@@ -126,10 +133,12 @@ def write_prometheus(metrics: ServerMetrics, stored: StoredMetrics | None) -> by
     text.gauge("queen_maintenance_mode_enabled", "Whether pushes are spooled by order", ({}, 0))
     if stored is not None:
         text.gauge("queen_pop_maintenance_mode_enabled", "Whether pops are switched off", ({}, int(stored.pops_paused)))
-    _write_engine(text, cluster, metrics.recent)
+    _write_engine(text, stored.cluster if stored is not None else None, metrics)
     text.gauge("queen_shared_state_enabled", "Whether servers share state beside the database", ({}, 0))
-    _write_cluster(text, cluster)
+    if server is not None:
+        _write_supervisor(text, server)
     if stored is not None:
+        _write_cluster(text, stored.cluster)
         _write_queues(text, stored, processes)
         _write_workers(text, stored, processes)
         text.gauge("queen_dlq_depth", "Dead letters", ({"scope": "cluster"}, stored.dead_letter_total))
@@ -165,31 +174,82 @@ def _write_pools(text: Exposition, processes: Sequence[Process]) -> None:
     )
 
 
-def _write_engine(text: Exposition, cluster: Mapping[str, int], recent: Mapping[str, float]) -> None:
+def _write_engine(text: Exposition, cluster: Mapping[str, int] | None, metrics: ServerMetrics) -> None:
     verbs = ("push", "pop", "ack")
 
     def latency_us(verb: str) -> float:
-        lately = recent if recent.get(f"{verb}_writes") else cluster
+        lately = metrics.recent if metrics.recent.get(f"{verb}_writes") else metrics.cluster
         return lately.get(f"{verb}_write_us", 0) / (lately.get(f"{verb}_writes") or 1)
 
-    text.counter(
-        "queen_sidecar_op_count",
-        "Writes of batches of requests",
-        *(({"op": verb}, cluster.get(f"{verb}_writes", 0)) for verb in verbs),
-    )
+    if cluster is not None:
+        text.counter(
+            "queen_sidecar_op_count",
+            "Writes of batches of requests",
+            *(({"op": verb}, cluster.get(f"{verb}_writes", 0)) for verb in verbs),
+        )
     text.gauge(
         "queen_sidecar_op_latency_microseconds",
         "Average time of such a write, lately or else ever",
         *(({"op": verb}, latency_us(verb)) for verb in verbs),
     )
-    text.counter(
-        "queen_sidecar_op_items",
-        "Requests in such writes",
-        *(({"op": verb}, cluster.get(f"{verb}_written", 0)) for verb in verbs),
-    )
+    if cluster is not None:
+        text.counter(
+            "queen_sidecar_op_items",
+            "Requests in such writes",
+            *(({"op": verb}, cluster.get(f"{verb}_written", 0)) for verb in verbs),
+        )
     text.gauge("queen_queue_backoff_groups", "Groups that are polled more slowly: none, pops are woken", ({}, 0))
     text.gauge("queen_queue_backoff_queues", "Queues that are polled more slowly: none, pops are woken", ({}, 0))
     text.gauge("queen_queue_backoff_avg_interval_milliseconds", "Average interval of such polls", ({}, 0))
+
+
+def _write_supervisor(text: Exposition, server: Snapshot) -> None:
+    """Of this server. Its counters are the supervisor's sums over all workers that a slot has had."""
+    text.gauge("queen_supervisor_uptime_seconds", "Age of the server", ({}, server.uptime_seconds))
+    text.gauge("queen_supervisor_workers_wanted", "Workers there should be", ({}, server.workers_wanted))
+    text.gauge("queen_supervisor_workers_active", "Workers that serve", ({}, server.workers_active))
+    text.gauge(
+        "queen_supervisor_slots_without_worker",
+        "Slots whose worker died and that have no other yet",
+        ({}, len(server.degraded_slots)),
+    )
+    slots = [({"slot": str(slot.slot)}, slot) for slot in server.slots if slot.state != "draining"]
+    text.counter(
+        "queen_supervisor_worker_restarts_total",
+        "Workers that died",
+        *((label, slot.restarts) for label, slot in slots),
+    )
+    text.gauge(
+        "queen_supervisor_worker_generation",
+        "Which of the workers of this server it is",
+        *((label, slot.generation) for label, slot in slots),
+    )
+    text.gauge(
+        "queen_supervisor_worker_loop_lag_seconds",
+        "How late the event loop was since its last heartbeat",
+        *(
+            ({**label, "quantile": quantile}, getattr(slot, field) / 1000)
+            for label, slot in slots
+            for quantile, field in (("0.5", "loop_lag_p50_ms"), ("0.99", "loop_lag_p99_ms"), ("1", "loop_lag_max_ms"))
+        ),
+    )
+    for name, field, what in (
+        ("resident_memory_bytes", "rss_bytes", "Memory it holds"),
+        ("connections", "connections", "Open connections"),
+        ("requests_in_flight", "requests_in_flight", "Requests being answered"),
+    ):
+        text.gauge(f"queen_supervisor_worker_{name}", what, *((label, getattr(slot, field)) for label, slot in slots))
+    for name, field, what in (
+        ("requests", "requests", "Requests"),
+        ("push_messages", "pushed", "Messages stored"),
+        ("pop_messages", "popped", "Messages handed out"),
+        ("ack_messages", "acked", "Messages acknowledged"),
+    ):
+        text.counter(
+            f"queen_supervisor_worker_{name}_total",
+            f"{what}, over all workers that the slot has had",
+            *((label, getattr(slot, field)) for label, slot in slots),
+        )
 
 
 def _write_cluster(text: Exposition, cluster: Mapping[str, int]) -> None:
