@@ -41,6 +41,12 @@ class PushResult(msgspec.Struct, frozen=True, gc=False):
     duplicate: bool
 
 
+class Buffered(msgspec.Struct, frozen=True, gc=False):
+    """What became of a push that PostgreSQL could not take now: it is on the disk, and will be stored in its turn."""
+
+    transaction_ids: list[str]  # one for each message, in order
+
+
 class PopRequest(msgspec.Struct, frozen=True, kw_only=True):
     """One pop. Either ``queue`` is given, or at least one of ``namespace`` and ``task``.
 
@@ -70,6 +76,7 @@ class ClaimedPartition(msgspec.Struct, frozen=True, kw_only=True):
     retry_count: int  # failed deliveries of this batch so far
     attempt: int  # 1 on first delivery
     skipped: tuple[int, ...] = ()  # offsets in between that are not delivered: deleted, or dead-lettered by hand
+    born_at: datetime | None = None  # of the partition: one that was removed and came again has the same id
 
 
 class SegmentSlice(msgspec.Struct, frozen=True, kw_only=True):

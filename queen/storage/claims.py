@@ -9,7 +9,8 @@ from __future__ import annotations
 import random
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from datetime import datetime
 from typing import Any, Final, NamedTuple
 from uuid import UUID
 
@@ -31,7 +32,7 @@ READ_SEGMENTS: Final = 2000
 CACHE_BYTES: Final = 16 * 1024 * 1024
 """Decompressed segments kept per worker, one a partition: consecutive small pops read their segment once."""
 
-_CLAIM: Final = "SELECT * FROM queen.claim($1, NULL, $2, $3, $4, $5, $6, $7, $8, $9)"
+_CLAIM: Final = "SELECT * FROM queen.claim_v2($1, NULL, $2, $3, $4, $5, $6, $7, $8, $9)"
 _READY: Final = "SELECT * FROM queen.ready($1, NULL, $2, $3)"
 _READ: Final = "SELECT * FROM queen.read_segments($1, $2, $3, $4, $5, $6, $7)"
 _GIVE_BACK: Final = "SELECT queen.give_back($1, NULL, $2, $3, $4, $5, $6)"
@@ -118,6 +119,7 @@ class _Left:
     """What a call of claims has left, as its rows tell."""
 
     def __init__(self) -> None:
+        self.expired = False  # messages were passed that are to become dead letters
         self._more: dict[tuple[str, str, str], Surplus] = {}  # by queue, group, partition: the last claim there counts
         self._dues: dict[tuple[str, str, str | None], Surplus] = {}
 
@@ -144,20 +146,22 @@ class _Cache:
     """The last segment read of each partition, least recently used dropped first."""
 
     def __init__(self) -> None:
-        self._segments: OrderedDict[UUID, Segment] = OrderedDict()
+        self._segments: OrderedDict[tuple[UUID, datetime | None], Segment] = OrderedDict()
         self._bytes = 0
 
-    def get(self, partition_id: UUID, offset: int) -> Segment | None:
-        segment = self._segments.get(partition_id)
+    def get(self, claim: ClaimedPartition, offset: int) -> Segment | None:
+        key = (claim.partition_id, claim.born_at)
+        segment = self._segments.get(key)
         if segment is None or not segment.base_offset <= offset < segment.base_offset + segment.message_count:
             return None
-        self._segments.move_to_end(partition_id)
+        self._segments.move_to_end(key)
         return segment
 
-    def put(self, partition_id: UUID, segment: Segment) -> None:
-        old = self._segments.pop(partition_id, None)
+    def put(self, claim: ClaimedPartition, segment: Segment) -> None:
+        key = (claim.partition_id, claim.born_at)
+        old = self._segments.pop(key, None)
         self._bytes += len(segment.lines) - (len(old.lines) if old else 0)
-        self._segments[partition_id] = segment
+        self._segments[key] = segment
         while self._bytes > CACHE_BYTES:
             _, dropped = self._segments.popitem(last=False)
             self._bytes -= len(dropped.lines)
@@ -172,6 +176,7 @@ class Claims:
         self._buckets = buckets
         self._cache = _Cache()
         self.activity = Activity()
+        self.on_expired: Callable[[], None] = lambda: None  # told when there is something for expiry.bury to do
 
     async def claim(self, requests: Sequence[ClaimRequest]) -> tuple[list[ClaimOutcome], list[Surplus]]:
         """Claim for all requests in one commit (per bucket the requests are served in order), and read the beginning.
@@ -198,6 +203,8 @@ class Claims:
 
         for outcome, row in await self._bridge.run(work):
             outcome.rows.append((outcome.claims[0], row))
+        if left.expired:
+            self.on_expired()
         for request, outcome in zip(requests, outcomes, strict=True):
             if outcome.claims and (self._buckets > 1 or len(request.queues) > 1) and outcome.fills(request):
                 # it did not look everywhere
@@ -285,6 +292,7 @@ class Claims:
                 outcome.rows.append((outcome.claims[-1], row))
                 continue
             queue = next(q for q in request.queues if q.queue_id == row["queue_id"])
+            left.expired = left.expired or bool(row["raw_bytes"])
             if verdict == "nothing":
                 outcome.due(row["due_seconds"])
                 if outcome.claims and row["due_seconds"] is not None:
@@ -306,6 +314,7 @@ class Claims:
                     retry_count=row["retry_count"],
                     attempt=row["attempt"],
                     skipped=tuple(row["skipped"] or ()),
+                    born_at=row["created_at"],
                 )
             )
 
@@ -317,7 +326,7 @@ class Claims:
         for outcome in outcomes:
             if outcome.claims and not outcome.rows:
                 claim = outcome.claims[0]
-                if self._cache.get(claim.partition_id, claim.first) is None:
+                if self._cache.get(claim, claim.first) is None:
                     wanted.setdefault(bucket_of(claim.partition_id, self._buckets), []).append(outcome)
         found: list[tuple[ClaimOutcome, Any]] = []
         for asking in wanted.values():
@@ -359,7 +368,7 @@ class Claims:
             erased=tuple(row["erased"] or ()),
         )
         if claim.end < segment.base_offset + segment.message_count:
-            self._cache.put(claim.partition_id, segment)  # the next pop of this partition begins in it
+            self._cache.put(claim, segment)  # the next pop of this partition begins in it
         return segment
 
     async def slices(self, outcome: ClaimOutcome) -> AsyncIterator[SegmentSlice]:
@@ -375,7 +384,7 @@ class Claims:
             rows = came.pop(claim.partition_id, None)
             pieces = None if rows is None else [(claim, self._segment(row, claim)) for row in rows]
             if pieces is None:
-                cached = self._cache.get(claim.partition_id, first)
+                cached = self._cache.get(claim, first)
                 pieces = [(claim, cached)] if cached is not None else await self._read(outcome.claims[at:], first, came)
             for owner, segment in pieces:
                 if owner is not claim:
