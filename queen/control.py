@@ -1,12 +1,15 @@
 """What the supervisor and a worker say to each other: the messages, and how they travel over an inherited socket.
 
-One JSON object a line, both ways. What either side does about a message is not decided here. The end of the stream
-is the last message: the other process is gone.
+One JSON object a line, both ways; a descriptor may come along. What either side does about a message is not decided
+here. The end of the stream is the last message: the other process is gone.
 """
 
 from __future__ import annotations
 
+import os
 import socket
+from array import array
+from collections import deque
 from types import TracebackType
 from typing import Final, Self
 
@@ -14,21 +17,39 @@ import msgspec
 import trio
 
 MAX_LINE_BYTES: Final = 1024 * 1024  # settings are about 1 KiB; more than this is not ours
+ANCILLARY_BYTES: Final = 4096  # room for descriptors; a message brings one
 
 
 class Start(msgspec.Struct, frozen=True, tag="start"):
-    """Supervisor → worker, once: the database is up, serve with these settings (``encode_settings``)."""
+    """Supervisor → worker, once: the database is up, open the application with these settings (``encode_settings``)."""
 
-    slot: int
     settings: msgspec.Raw
 
 
+class Serve(msgspec.Struct, frozen=True, tag="serve"):
+    """Supervisor → worker, once, with the descriptor of a listening socket: take this slot."""
+
+    slot: int
+    generation: int
+
+
 class Drain(msgspec.Struct, frozen=True, tag="drain"):
-    """Supervisor → worker: take nothing new, finish what is begun, exit."""
+    """Supervisor → worker: take nothing new, finish what is begun, exit.
+
+    ``replaced``: others go on accepting from the same socket, and there is no hurry; connections that are idle may
+    stay for as long as the grace, so that none ends while its client sends. Without it, whatever waits in the backlog
+    is the last that is accepted, and idle connections end at once.
+    """
+
+    replaced: bool = False
 
 
 class ReloadCertificate(msgspec.Struct, frozen=True, tag="reload_certificate"):
     """Supervisor → worker: read the certificate again; connections go on."""
+
+
+class Prepared(msgspec.Struct, frozen=True, tag="prepared"):
+    """Worker → supervisor, once: the application is open; all that is missing is a socket."""
 
 
 class Ready(msgspec.Struct, frozen=True, tag="ready"):
@@ -36,10 +57,14 @@ class Ready(msgspec.Struct, frozen=True, tag="ready"):
 
 
 class Heartbeat(msgspec.Struct, frozen=True, tag="heartbeat"):
-    """Worker → supervisor, every second, from the worker's own Trio loop. Counters grow from its start."""
+    """Worker → supervisor, twice a second, from the worker's own Trio loop. Counters grow from its start."""
 
-    loop_lag_ms: float
-    rss_bytes: int
+    loop_lag_p50_ms: float = 0.0  # how late the loop was since the last heartbeat
+    loop_lag_p99_ms: float = 0.0
+    loop_lag_max_ms: float = 0.0
+    rss_bytes: int = 0
+    connections: int = 0
+    requests_in_flight: int = 0
     requests: int = 0
     pushed: int = 0
     popped: int = 0
@@ -52,7 +77,7 @@ class Failed(msgspec.Struct, frozen=True, tag="failed"):
     error: str
 
 
-Message = Start | Drain | ReloadCertificate | Ready | Heartbeat | Failed
+Message = Start | Serve | Drain | ReloadCertificate | Prepared | Ready | Heartbeat | Failed
 
 _decoder: msgspec.json.Decoder[Message] = msgspec.json.Decoder(Message)
 
@@ -61,17 +86,31 @@ class ControlChannel:
     """One end of the socket pair. Sending is safe from several tasks; receiving is one task's work."""
 
     def __init__(self, end: socket.socket) -> None:
-        self._stream = trio.SocketStream(trio.socket.from_stdlib_socket(end))
+        self._socket = trio.socket.from_stdlib_socket(end)
         self._sending = trio.Lock()
         self._received = bytearray()
+        self._descriptors: deque[int] = deque()
 
-    async def send(self, message: Message) -> None:
-        """Send one message. Raises trio.BrokenResourceError when the other process is gone.
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    async def send(self, message: Message, *descriptors: int) -> None:
+        """Send one message, with descriptors of our files for the other process to have as its own.
 
         Cancelled while sending, the stream is torn: use it no more.
+
+        Raises:
+            trio.BrokenResourceError: the other process is gone.
         """
+        rest = memoryview(msgspec.json.encode(message) + b"\n")
+        ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", descriptors))] if descriptors else []
         async with self._sending:
-            await self._stream.send_all(msgspec.json.encode(message) + b"\n")
+            try:
+                while rest:
+                    rest = rest[await self._socket.sendmsg([rest], ancillary) :]
+                    ancillary = []
+            except OSError as error:
+                raise trio.BrokenResourceError("the other process is gone") from error
 
     async def receive(self) -> Message | None:
         """The next message; None when the other process has closed its end or died. Cancelled, it loses nothing."""
@@ -79,18 +118,28 @@ class ControlChannel:
             if len(self._received) > MAX_LINE_BYTES:
                 raise ValueError(f"a control message of more than {MAX_LINE_BYTES} bytes")
             try:
-                received = await self._stream.receive_some(65536)
-            except trio.BrokenResourceError:  # it died with our words unread: an end like any other
+                received, ancillary, _, _ = await self._socket.recvmsg(65536, ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC)
+            except OSError:  # it died with our words unread: an end like any other
                 return None
             if not received:
                 return None
+            for level, kind, data in ancillary:
+                if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                    self._descriptors.extend(array("i", data))
             self._received += received
         line = bytes(self._received[:end])
         del self._received[: end + 1]
         return _decoder.decode(line)
 
+    def take_descriptor(self) -> int:
+        """The next descriptor that came with a message; it is the caller's to close."""
+        return self._descriptors.popleft()
+
     async def aclose(self) -> None:
-        await self._stream.aclose()
+        self._socket.close()
+        while self._descriptors:
+            os.close(self._descriptors.popleft())
+        await trio.lowlevel.checkpoint()
 
     async def __aenter__(self) -> Self:
         return self

@@ -52,12 +52,23 @@ class Service:
             raise StorageUnavailable("the server is not running: its lifespan has not started, or has ended")
         return self.context
 
-    def begin_drain(self) -> None:
-        """Shutting down: waiting pops are answered at once, ``/readyz`` says no. Harmless when repeated."""
+    def begin_drain(self, *, replaced: bool = False) -> None:
+        """Shutting down: waiting pops are answered at once. Harmless when repeated.
+
+        Args:
+            replaced: the server goes on in another process: ``/readyz`` does not say no.
+        """
         self._draining = True
         if self.context is not None:
-            self.context.draining = True
+            self.context.draining = not replaced
             self.context.engine.begin_drain()
+
+    def rename(self, worker_id: str) -> None:
+        """This process is known by that name from now on. A spare worker has its name from the slot it takes."""
+        self.settings = msgspec.structs.replace(self.settings, worker_id=worker_id)
+        if self.context is not None:
+            self.context.settings = self.settings
+            self.context.engine.monitor.worker_id = worker_id
 
     def statistics(self) -> Statistics:
         return Statistics(**msgspec.structs.asdict(self.counters), requests_in_flight=self.requests_in_flight)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections import Counter
 from collections.abc import Callable
 from typing import Any, Final
@@ -18,16 +19,21 @@ import trio
 from queen._version import __version__
 from queen.config.settings import Settings
 from queen.errors import StartupError
+from queen.model.snapshot import ServerState, Snapshot
 from queen.observability import logs
 from queen.supervision.children import NEVER_SERVED
+from queen.supervision.control_socket import Refused
 from queen.supervision.database import choose_database
 from queen.supervision.listeners import Port
-from queen.supervision.slot import TALLIES, Slot
+from queen.supervision.nursery import Place, RestartPolicy, Vigil
+from queen.supervision.process import KILL_MARGIN_SECONDS, WorkerProcess
+from queen.supervision.slot import BOOT_SECONDS, TALLIES, Slot
 
 log = structlog.get_logger(__name__)
 
 PORT_SECONDS: Final = 2.0  # for a port held by workers of a killed supervisor, who leave within one
 STATUS_SECONDS: Final = 60.0
+MAX_WORKERS: Final = 1024
 DEFAULT_APP: Final = "queen.app:create_app"
 
 
@@ -63,7 +69,16 @@ def first_error(group: BaseExceptionGroup[Any]) -> StartupError:
 
 
 class Supervisor:
-    """The parent process: its state and its one task tree."""
+    """The parent process: its state and its one task tree.
+
+    ::
+
+        signals, status line, vigil, reaper
+        database ── PostgreSQL, the last to stop
+          └── lives ── worker processes, also those that drain while another has their slot
+                └── places ── Slot 0 … N-1, the spare
+                      └── errands ── a reload, the end of a worker that hangs
+    """
 
     def __init__(self, settings: Settings, port: Port, *, app: str, announce: Callable[[str], None]) -> None:
         self.settings = msgspec.structs.replace(settings, log_format=logs.resolve_format(settings.log_format))
@@ -71,10 +86,23 @@ class Supervisor:
         self.stopping = trio.Event()  # drain and exit
         self.hurry = trio.Event()  # exit now
         self.database = choose_database(settings, self.hurry)
-        self.slots = [Slot(self, index, port) for index in range(settings.workers)]
+        self.slots: list[Slot] = []
+        self.spare: Place[WorkerProcess] | None = None
+        self._leaving: list[Slot] = []  # fewer workers are wanted: these drain
+        self._done_before: Counter[str] = Counter()  # by slots that are no more
+        self._restarts_before = 0
+        self._wanted = settings.workers
+        self._generation = 0
         self._port = port
         self._announce = announce
         self._announced = False
+        self._reload_wanted = trio.Event()
+        self._reloading = False
+        self._replacing = trio.Lock()  # one worker at a time is replaced, whatever for
+        self._lives: trio.Nursery
+        self._places: trio.Nursery
+        self._errands: trio.Nursery
+        self._started_at = time.monotonic()
         self._everything = trio.CancelScope()
         self._exit_code = 0
 
@@ -85,43 +113,203 @@ class Supervisor:
             ExceptionGroup: of StartupError, if it never served.
         """
         async with trio.open_nursery() as watch:
-            await watch.start(self._watch_signals, watch)
+            await watch.start(self._watch_signals)
             watch.start_soon(self.report_status)
             with self._everything:
                 async with trio.open_nursery() as database:
                     database.start_soon(self.database.run)
-                    async with trio.open_nursery() as workers:
-                        for slot in self.slots:
-                            workers.start_soon(slot.run)
+                    async with (
+                        trio.open_nursery() as self._lives,
+                        trio.open_nursery() as self._places,
+                        trio.open_nursery() as self._errands,
+                    ):
+                        watch.start_soon(Vigil(self.settings.hang_seconds).run, self._all_workers, self._note_silent)
+                        self.set_workers(self._wanted)
+                        self._errands.start_soon(self._run_reloads)
                         await self.stopping.wait()
                         for slot in self.slots:
-                            slot.close_listener()  # or the kernel would go on taking connections for nobody
+                            slot.close()
+                        if self.spare is not None:
+                            self.spare.close(KILL_MARGIN_SECONDS)
+                        self._errands.cancel_scope.cancel()
                     database.cancel_scope.cancel()
             watch.cancel_scope.cancel()
         log.info("stopped", exit_code=self._exit_code)
         return self._exit_code
 
-    async def _watch_signals(
-        self, reloads: trio.Nursery, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
-    ) -> None:
-        numbers = [signal.SIGTERM, signal.SIGINT]
+    # -- what an operator asks for -------------------------------------------------------------------------------------
+
+    def set_workers(self, count: int) -> None:
+        """Run that many workers from now on. Fewer: the last slots drain.
+
+        Raises:
+            Refused: there is no such number of workers.
+        """
+        if not 1 <= count <= MAX_WORKERS:
+            raise Refused(f"{count} workers cannot be run: give a number from 1 to {MAX_WORKERS}")
+        if self.stopping.is_set():
+            return
+        if self.slots:
+            log.info("workers wanted", before=len(self.slots), now=count)
+        self._wanted = count
+        while len(self.slots) < count:
+            slot = Slot(self, len(self.slots), self._port, self._lives, self._policy(), self._take_spare)
+            self.slots.append(slot)
+            self._places.start_soon(slot.run)
+        while len(self.slots) > count:
+            self._places.start_soon(self._close_slot, self.slots.pop())
+        self.settings = msgspec.structs.replace(self.settings, workers=count)
+
+    def reload(self) -> None:
+        """Begin to replace the workers one by one. Asked for while that goes on, it is done once more after it."""
+        log.info("reloading")
+        for worker in self._all_workers():
+            self._errands.start_soon(worker.reload_certificate)
+        self._reload_wanted.set()
+
+    def stop(self, why: str = "asked to") -> None:
+        """Begin to drain, then exit."""
+        if not self.stopping.is_set():
+            log.info("stopping", why=why, grace_seconds=self.settings.grace_seconds)
+            self.stopping.set()
+
+    def exit_now(self, code: int) -> None:
+        """Whatever is not done is left undone."""
+        self._exit_code = code
+        self.hurry.set()
+        self._everything.cancel()
+
+    def snapshot(self) -> Snapshot:
+        """How the server is now."""
+        return Snapshot(
+            pid=os.getpid(),
+            version=__version__,
+            state=self._state(),
+            uptime_seconds=round(time.monotonic() - self._started_at, 3),
+            url=self.url,
+            database=self.database.where,
+            workers_wanted=self._wanted,
+            workers_active=sum(slot.ready for slot in self.slots),
+            restarts=self._restarts(),
+            slots=tuple(slot.snapshot() for slot in (*self.slots, *self._leaving)),
+        )
+
+    @property
+    def url(self) -> str:
+        return self._port.url if self.settings.tls_cert is None else self._port.url.replace("http:", "https:", 1)
+
+    def _state(self) -> ServerState:
+        if self.stopping.is_set():
+            return "stopping"
+        if not self._announced:
+            return "starting"
+        if any(slot.place.state in ("waiting", "parked") for slot in self.slots):
+            return "degraded"
+        return "reloading" if self._reloading else "serving"
+
+    # -- workers -------------------------------------------------------------------------------------------------------
+
+    def next_generation(self) -> int:
+        self._generation += 1
+        return self._generation
+
+    def note_ready(self) -> None:
+        """A worker became ready: with the last of them, tell where the server listens."""
+        if not self._announced and all(slot.ready for slot in self.slots):
+            self._announced = True
+            workers = f"{len(self.slots)} worker{'s' if len(self.slots) > 1 else ''}"
+            details = f"{workers}, {self.database.where}, pid {os.getpid()}"
+            self._announce(f"queen-trio {__version__} listening on {self.url} ({details})")
+            if self.settings.spare if self.settings.spare is not None else len(self.slots) > 1:
+                self.spare = Place(self._lives, self._make_spare, self._policy(), after_death=self._spare_died)
+                self._places.start_soon(self.spare.run)
+
+    def note_hopeless(self) -> None:
+        """A slot cannot bring a worker up. If none can and no worker ever served, it is no use going on.
+
+        Raises:
+            StartupError: with what a worker said.
+        """
+        if all(slot.hopeless and not slot.ever_ready for slot in self.slots):
+            raise StartupError(self.slots[0].hopeless)
+
+    def _policy(self) -> RestartPolicy:
+        return RestartPolicy()
+
+    def _make_spare(self) -> WorkerProcess:
+        return WorkerProcess(self)
+
+    def _take_spare(self) -> WorkerProcess | None:
+        return None if self.spare is None else self.spare.take()
+
+    def _spare_died(self, worker: WorkerProcess, wait_seconds: float) -> None:
+        log.error("spare worker died", pid=worker.pid, how=worker.how, again_in_seconds=round(wait_seconds, 1))
+
+    def _all_workers(self) -> list[WorkerProcess]:
+        places = [slot.place for slot in (*self.slots, *self._leaving)]
+        if self.spare is not None:
+            places.append(self.spare)
+        return [worker for place in places for worker in place.lives()]
+
+    def _note_silent(self, worker: WorkerProcess) -> None:
+        seconds = self.settings.hang_seconds
+        log.error("worker hangs: its loop gives no sign of life", slot=worker.slot, pid=worker.pid, seconds=seconds)
+        self._errands.start_soon(worker.put_down, f"hung: no sign of life for {seconds:g} s")
+
+    async def _close_slot(self, slot: Slot) -> None:
+        self._leaving.append(slot)
+        slot.close()
+        await slot.place.wait_closed()
+        self._leaving.remove(slot)
+        self._done_before += slot.done
+        self._restarts_before += slot.restarts
+
+    async def _run_reloads(self) -> None:
+        while not self.stopping.is_set():
+            await self._reload_wanted.wait()
+            self._reload_wanted = trio.Event()
+            self._reloading = True
+            try:
+                await self._reload_workers()
+            finally:
+                self._reloading = False
+
+    async def _reload_workers(self) -> None:
+        """The spare first: it shows at nobody's cost whether the code that is there now comes up."""
+        async with self._replacing:
+            if self.spare is not None:
+                failure = await self.spare.replace(KILL_MARGIN_SECONDS, BOOT_SECONDS)
+                if failure:
+                    log.error("reload given up, the old workers stay", failure=failure)
+                    return
+            for slot in list(self.slots):
+                if slot in self.slots and (failure := await slot.replace("reload")):
+                    log.error("reload given up, the old workers stay", failure=failure)
+                    return
+            log.info("reloaded", workers=len(self.slots))
+
+    # -- signals and the status line -----------------------------------------------------------------------------------
+
+    async def _watch_signals(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        numbers = [signal.SIGTERM, signal.SIGINT, signal.SIGTTIN, signal.SIGTTOU]
         if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup has it ignored
             numbers.append(signal.SIGHUP)
         with trio.open_signal_receiver(*numbers) as signals:
             task_status.started()
             async for number in signals:
                 name = signal.Signals(number).name
-                if number == signal.SIGHUP and self.settings.tls_cert is not None:
-                    for slot in self.slots:
-                        reloads.start_soon(slot.reload_certificate)
-                elif not self.stopping.is_set():
-                    log.info("stopping", signal=name, grace_seconds=self.settings.grace_seconds)
-                    self.stopping.set()
-                else:
-                    log.warning("exiting now", signal=name)
-                    self._exit_code = 128 + number
-                    self.hurry.set()
-                    self._everything.cancel()
+                match number:
+                    case signal.SIGHUP:
+                        self.reload()
+                    case signal.SIGTTIN:
+                        self.set_workers(min(self._wanted + 1, MAX_WORKERS))
+                    case signal.SIGTTOU:
+                        self.set_workers(max(self._wanted - 1, 1))
+                    case _ if not self.stopping.is_set():
+                        self.stop(name)
+                    case _:
+                        log.warning("exiting now", signal=name)
+                        self.exit_now(128 + number)
 
     async def report_status(self) -> None:
         """A line every minute: who works, how often one was replaced, what was done."""
@@ -135,29 +323,14 @@ class Supervisor:
                 "status",
                 active_workers=sum(slot.ready for slot in self.slots),
                 wanted_workers=len(self.slots),
-                restarts=sum(slot.restarts for slot in self.slots),
+                restarts=self._restarts(),
                 uptime_seconds=round(now - started_at),
                 **{f"{name}_per_second": round((done[name] - before[name]) / seconds, 1) for name in TALLIES},
             )
             reported_at, before = now, done
 
     def _done(self) -> Counter[str]:
-        return sum((slot.done for slot in self.slots), Counter())
+        return sum((slot.done for slot in (*self.slots, *self._leaving)), Counter(self._done_before))
 
-    def note_ready(self) -> None:
-        """A worker became ready: with the last of them, tell where the server listens."""
-        if not self._announced and all(slot.ready for slot in self.slots):
-            self._announced = True
-            workers = f"{len(self.slots)} worker{'s' if len(self.slots) > 1 else ''}"
-            details = f"{workers}, {self.database.where}, pid {os.getpid()}"
-            url = self._port.url if self.settings.tls_cert is None else self._port.url.replace("http:", "https:", 1)
-            self._announce(f"queen-trio {__version__} listening on {url} ({details})")
-
-    def note_hopeless(self) -> None:
-        """A slot cannot bring a worker up. If none can and no worker ever served, it is no use going on.
-
-        Raises:
-            StartupError: with what a worker said.
-        """
-        if all(slot.hopeless and not slot.ever_ready for slot in self.slots):
-            raise StartupError(self.slots[0].hopeless)
+    def _restarts(self) -> int:
+        return self._restarts_before + sum(slot.restarts for slot in (*self.slots, *self._leaving))

@@ -119,7 +119,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     metrics_retention_days: int = 90  # of all series, and of traces
     # supervision
     hang_seconds: float = 10.0  # without a sign of life from a worker's loop, and it is replaced
-    spare: bool = True  # keep one more worker booted, to take over from one that dies
+    spare: bool | None = None  # keep one more worker booted, to take over from one that dies; None: beside two or more
     max_worker_rss_bytes: int = 0  # 0: no limit; past it a worker is replaced, its successor first
     max_worker_age_seconds: float = 0.0  # 0: no limit; the same by age, with jitter
     # shutdown

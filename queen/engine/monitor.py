@@ -59,6 +59,7 @@ class Monitor:
         self._gauges = gauges
         self._waiting = waiting
         self._writes = writes
+        self.worker_id = settings.worker_id  # may change
         self._process_id = uuid4()
         self._hostname = socket.gethostname()
         self.started_at = datetime.now(UTC)
@@ -201,7 +202,7 @@ class Monitor:
         return Report(
             process_id=self._process_id,
             hostname=self._hostname,
-            worker_id=self._settings.worker_id,
+            worker_id=self.worker_id,
             pid=os.getpid(),
             started_at=self.started_at,
             state=ProcessState(

@@ -21,8 +21,8 @@ def resolve_format(wanted: str) -> str:
     return wanted or ("console" if sys.stderr.isatty() else "json")
 
 
-def configure(level: str, line_format: str, **bound: object) -> None:
-    """Set up this process's logs, once.
+def configure(level: str, line_format: str, **bound: object) -> dict[str, object]:
+    """Set up this process's logs, once. Returns ``bound``, for the caller to change what every line carries.
 
     Args:
         level: ``debug``, ``info``, ``warn`` or ``error``.
@@ -65,6 +65,7 @@ def configure(level: str, line_format: str, **bound: object) -> None:
         wrapper_class=structlog.make_filtering_bound_logger(LEVELS[level]),
         cache_logger_on_first_use=True,
     )
+    return bound
 
 
 def head_first(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:

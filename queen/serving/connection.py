@@ -8,7 +8,7 @@ one receive and one send; whatever is rare (a body in pieces, a client that read
     idle ──► head ──► body ──► handler ──► answer ──► idle
       │        │        │         │           │
       │        └────────┴── too long: 408 ────┤ too long without progress
-      └── retired ──► closed ◄── hang-up ◄────┘
+      └── ended ───► closed ◄── hang-up ◄────┘
 """
 
 from __future__ import annotations
@@ -64,6 +64,7 @@ class Connection:
 
     def __init__(self, service: Service, watch: Watch, connected: socket.socket, buffer: memoryview) -> None:
         self.idle_since = math.inf
+        self.used = False
         self._service = service
         self._watch = watch
         self._socket = connected
@@ -84,6 +85,9 @@ class Connection:
             self._scope.cancel()
 
     def retire(self) -> None:
+        self._retired = True
+
+    def end_idle(self) -> None:
         self._retired = True
         if self.idle_since < math.inf:
             self._deaf = True
@@ -107,7 +111,7 @@ class Connection:
         while True:
             if requests:
                 await trio.lowlevel.checkpoint()  # pipelined: others have their turn in between
-            elif not parser.stopped and not self._retired:
+            elif not parser.stopped:
                 await self._receive_head()
             if requests:
                 request = requests.popleft()
@@ -122,6 +126,7 @@ class Connection:
     async def _exchange(self, request: Request) -> bool:
         """Answer one request. Returns whether the connection goes on."""
         service, started_at = self._service, trio.current_time()
+        self.used = True
         service.counters.requests += 1
         service.requests_in_flight += 1
         given = request.headers.get(b"x-request-id")

@@ -8,18 +8,27 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
+import msgspec
 import structlog
 import trio
 from hypercorn.app_wrappers import ASGIWrapper
-from hypercorn.config import Config, Sockets
+from hypercorn.config import Config
 from hypercorn.trio.lifespan import Lifespan
-from hypercorn.trio.run import worker_serve
 from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.trio.worker_context import WorkerContext
-from hypercorn.typing import ASGIFramework, ConnectionState, LifespanState
+from hypercorn.typing import (
+    ASGIFramework,
+    ASGIReceiveCallable,
+    ASGISendCallable,
+    ASGISendEvent,
+    ConnectionState,
+    LifespanState,
+    Scope,
+)
 
 from queen.service import Service
 from queen.serving.connection import Connection
@@ -29,85 +38,178 @@ from queen.serving.watch import Watch
 RECEIVE_BYTES: Final = 256 * 1024
 """What one receive can take. One buffer serves all connections of a process; most bodies of 1,000 messages fit."""
 
+FIRST_REQUEST_SECONDS: Final = 1.0
+"""How long the last connections that are accepted have for a first request."""
+
 log = structlog.get_logger("queen.http")
+
+
+class HowToDrain(msgspec.Struct, frozen=True):
+    """What becomes of the connections of a server that is to end.
+
+    ``linger_seconds``: how long an idle connection may stay, so that none is ended while its client sends; a request
+    that still comes on one is answered, and told that it was the last. ``keep_backlog``: others accept from the same
+    socket; without them, what waits there is accepted as the last.
+    """
+
+    grace_seconds: float = 0.0  # what is left then is cut off
+    linger_seconds: float = 0.0
+    keep_backlog: bool = False
+
+
+@dataclass
+class Load:
+    """What a server has to do now."""
+
+    connections: int = 0
 
 
 async def serve(
     app: ASGIFramework,
     service: object,
     config: Config,
-    sockets: Sockets,
+    wait_listener: Callable[[], Awaitable[socket.socket | None]],
     *,
-    shutdown_trigger: Callable[[], Awaitable[None]],
+    wait_drain: Callable[[], Awaitable[HowToDrain]],
     certificate: Certificate | None = None,
-    task_status: trio.TaskStatus[list[str]] = trio.TASK_STATUS_IGNORED,
+    load: Load | None = None,
 ) -> None:
-    """Open the lifespan of ``app``, serve, and close it when ``shutdown_trigger`` returns.
+    """Open the lifespan of ``app``, serve, and close it when ``wait_drain`` returns and connections have ended.
 
-    From then on nothing is accepted, idle connections end at once and others after the answer they are at; what is
-    left after ``config.graceful_timeout``, read at that moment, is cancelled, whether its client reads or not.
+    From then on nothing is accepted, idle connections end and others after the answer they are at; what is left after
+    the grace is cancelled, whether its client reads or not.
 
     Args:
         service: what is behind ``app``, to serve plain HTTP/1.1 without it. Anything but a Service of ours leaves all
             of it to hypercorn, and so does ``fast_http`` when it is off, and so does TLS.
-        sockets: listening, the insecure ones, with TLS too; closed in the end.
+        wait_listener: called when the app is open; the listening socket, which is closed in the end, or None to serve
+            nothing.
         certificate: to speak TLS with; None: in clear.
     """
     fast = isinstance(service, Service) and service.settings.fast_http
-    if certificate is None and not fast:
-        await worker_serve(
-            ASGIWrapper(app), config, sockets=sockets, shutdown_trigger=shutdown_trigger, task_status=task_status
-        )
-        return
+    load = load or Load()
     state: LifespanState = {}
+    wrapped = LastAnswers(app)
     lifespan = Lifespan(ASGIWrapper(app), config, state)
-    context = WorkerContext(None)
+    # By these hypercorn is told to end idle connections; those that are accepted as the last have a little longer.
+    context, late_context = WorkerContext(None), WorkerContext(None)
     watch = Watch(config.keep_alive_timeout)
     buffer = memoryview(bytearray(RECEIVE_BYTES))
 
-    async def serve_tls(accepted: trio.SocketStream) -> None:
-        assert certificate is not None
-        stream = trio.SSLStream(accepted, certificate.context, server_side=True, https_compatible=True)
+    async def serve_by_hypercorn(stream: Any) -> None:
+        told_by = late_context if wrapped.last else context
         try:
-            await TCPServer(ASGIWrapper(app), config, context, ConnectionState(state.copy()), stream)
+            await TCPServer(ASGIWrapper(wrapped), config, told_by, ConnectionState(state.copy()), stream)
         except Exception as error:  # a bug ends this connection and not its neighbours
             log.error("unexpected error", exc_info=error)
 
-    async def serve_plain(accepted: trio.SocketStream) -> None:
+    async def serve_fast(accepted: trio.SocketStream) -> None:
         assert isinstance(service, Service)
         with socket.socket(fileno=accepted.socket.detach()) as connected:
             connected.setblocking(False)
             foreign = await Connection(service, watch, connected, buffer).run()
-            if foreign is None:
-                return
-            stream = ReplayedStream(connected, foreign)
-            await TCPServer(ASGIWrapper(app), config, context, ConnectionState(state.copy()), stream)  # type: ignore[arg-type]
+            if foreign is not None:
+                await serve_by_hypercorn(ReplayedStream(connected, foreign))
 
-    listeners = [trio.SocketListener(trio.socket.from_stdlib_socket(each)) for each in sockets.insecure_sockets]
+    async def serve_connection(accepted: trio.SocketStream) -> None:
+        load.connections += 1
+        try:
+            if certificate is not None:
+                context_now = certificate.context
+                await serve_by_hypercorn(trio.SSLStream(accepted, context_now, server_side=True, https_compatible=True))
+            elif fast:
+                await serve_fast(accepted)
+            else:
+                await serve_by_hypercorn(accepted)
+        finally:
+            load.connections -= 1
+
+    async def end_idle(seconds: float) -> None:
+        await trio.sleep(seconds)
+        watch.end_idle()
+        await context.terminated.set()
+        await late_context.terminated.set()
+
     async with trio.open_nursery() as lifespan_task:
         await lifespan_task.start(lifespan.handle_lifespan)
         await lifespan.wait_for_startup()
+        listener = await wait_listener()
         async with trio.open_nursery() as watching:
             watching.start_soon(watch.run)
             async with trio.open_nursery() as connections:
-                async with trio.open_nursery() as accepting:
-                    accepting.start_soon(
-                        partial(
-                            trio.serve_listeners,
-                            serve_plain if certificate is None else serve_tls,
-                            listeners,
-                            handler_nursery=connections,
-                        )
-                    )
-                    task_status.started([repr(each.getsockname()) for each in sockets.insecure_sockets])
-                    await shutdown_trigger()
-                    accepting.cancel_scope.cancel()
+                if listener is not None:
+                    with listener:
+                        how = await accept(listener, serve_connection, connections, wait_drain)
+                else:
+                    how = await wait_drain()
+                connections.cancel_scope.deadline = trio.current_time() + how.grace_seconds
                 watch.drain()
-                await context.terminated.set()
-                connections.cancel_scope.deadline = trio.current_time() + config.graceful_timeout
+                wrapped.last = True
+                if how.linger_seconds:
+                    watching.start_soon(end_idle, how.linger_seconds)
+                else:
+                    watch.end_idle(unused=False)
+                    watching.start_soon(end_idle, FIRST_REQUEST_SECONDS)
+                    await context.terminated.set()
             watching.cancel_scope.cancel()
         await lifespan.wait_for_shutdown()
         lifespan_task.cancel_scope.cancel()
+
+
+async def accept(
+    listener: socket.socket,
+    serve_connection: Callable[[trio.SocketStream], Awaitable[None]],
+    connections: trio.Nursery,
+    wait_drain: Callable[[], Awaitable[HowToDrain]],
+) -> HowToDrain:
+    """Accept connections until it is time to drain; returns how that is to be done.
+
+    Unless somebody else goes on, what the kernel has accepted by then is taken too: to close the socket on it would be
+    a reset for clients that have done nothing wrong.
+    """
+    listener.setblocking(False)
+    async with trio.open_nursery() as accepting:
+        accepting.start_soon(
+            partial(
+                trio.serve_listeners,
+                serve_connection,
+                [trio.SocketListener(trio.socket.from_stdlib_socket(listener.dup()))],
+                handler_nursery=connections,
+            )
+        )
+        how = await wait_drain()
+        accepting.cancel_scope.cancel()
+
+    async def serve_last(stream: trio.SocketStream) -> None:
+        async with stream:
+            await serve_connection(stream)
+
+    while not how.keep_backlog:
+        try:
+            connected, _ = listener.accept()
+        except ConnectionAbortedError:  # it has hung up already
+            continue
+        except OSError:  # none is left; or no descriptor is, and then no more can be done
+            break
+        connections.start_soon(serve_last, trio.SocketStream(trio.socket.from_stdlib_socket(connected)))
+    return how
+
+
+class LastAnswers:
+    """The app as hypercorn sees it. With ``last``, answers tell HTTP/1.1 clients that nothing follows."""
+
+    def __init__(self, app: ASGIFramework) -> None:
+        self.last = False
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
+        async def send_last(message: ASGISendEvent) -> None:
+            if self.last and message["type"] == "http.response.start":
+                message["headers"] = [*message.get("headers", ()), (b"connection", b"close")]
+            await send(message)
+
+        closes = scope["type"] == "http" and scope["http_version"].startswith("1")
+        await self._app(scope, receive, send_last if closes else send)
 
 
 class ReplayedStream:

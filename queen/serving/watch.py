@@ -25,9 +25,11 @@ TICK_SECONDS: Final = 1.0
 
 
 class Watched(Protocol):
-    """A connection, as its watch sees it. ``idle_since``: when it began to wait for a request; infinite otherwise."""
+    """A connection, as its watch sees it. ``idle_since``: when it began to wait for a request; infinite otherwise.
+    ``used``: it has had one."""
 
     idle_since: float
+    used: bool
 
     def fileno(self) -> int: ...
 
@@ -35,7 +37,10 @@ class Watched(Protocol):
         """The client has closed its side, or is gone. Told once."""
 
     def retire(self) -> None:
-        """End once what is begun is answered."""
+        """End after the next answer."""
+
+    def end_idle(self) -> None:
+        """End if it waits for a request, and otherwise after the answer."""
 
 
 class Watch:
@@ -66,10 +71,16 @@ class Watch:
             del self._connections[number]
 
     def drain(self) -> None:
-        """Shutting down: retire every connection, also those that still come."""
+        """Shutting down: every connection, also of those that still come, ends after its next answer."""
         self._draining = True
         for connection in self._connections.values():
             connection.retire()
+
+    def end_idle(self, *, unused: bool = True) -> None:
+        """End connections that wait for a request. Without ``unused``, not those that wait for their first one."""
+        for connection in self._connections.values():
+            if unused or connection.used:
+                connection.end_idle()
 
     async def run(self) -> None:
         """Watch until cancelled."""
@@ -85,4 +96,4 @@ class Watch:
                     self.date = formatdate(usegmt=True).encode()
                     for connection in self._connections.values():
                         if connection.idle_since + self._idle_seconds < now:
-                            connection.retire()
+                            connection.end_idle()

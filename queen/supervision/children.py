@@ -1,10 +1,9 @@
-"""What all child processes have in common: their output, how they ended, and when to start one again."""
+"""What all child processes have in common: their output, and how they ended. When one is started again: nursery.py."""
 
 from __future__ import annotations
 
-import random
 import signal
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from typing import Final
 
 import trio
@@ -17,30 +16,6 @@ BOOT_CRASHES: Final = 3
 
 LAST_WORDS_SECONDS: Final = 1.0  # for reading what a dead child left in its pipe
 MAX_OUTPUT_LINE_BYTES: Final = 64 * 1024
-
-
-class Backoff:
-    """How long to wait before a child that died is started again.
-
-    At once after a first death, then from one second doubling to ten, with jitter so that slots do not march in step.
-    A child that served for a while had a mishap, not a fault: the count starts anew.
-    """
-
-    FIRST_SECONDS: Final = 1.0
-    MAX_SECONDS: Final = 10.0
-    SERVED_SECONDS: Final = 2.0
-
-    def __init__(self, draw: Callable[[], float] = random.random) -> None:
-        self._draw = draw
-        self._deaths = 0
-
-    def after_death(self, served_seconds: float) -> float:
-        """Seconds to wait, given how long the child that just died had served."""
-        self._deaths = 1 if served_seconds >= self.SERVED_SECONDS else self._deaths + 1
-        if self._deaths == 1:
-            return 0.0
-        wait: float = self.FIRST_SECONDS * 2 ** min(self._deaths - 2, 10)
-        return min(self.MAX_SECONDS, wait * (1.0 + self._draw() / 4))
 
 
 async def kill(process: trio.Process) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 from collections import deque
 from functools import partial
 from pathlib import Path
+from typing import Final
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import structlog
@@ -14,9 +16,13 @@ import trio
 from queen.config.settings import Settings
 from queen.errors import StartupError
 from queen.storage import embedded
-from queen.supervision.children import BOOT_CRASHES, LAST_WORDS_SECONDS, Backoff, describe_exit, lines
+from queen.supervision.children import BOOT_CRASHES, LAST_WORDS_SECONDS, describe_exit, lines
+from queen.supervision.nursery import RestartPolicy, Restarts
 
 log = structlog.get_logger(__name__)
+
+RESTARTS: Final = RestartPolicy(max_restarts=math.inf)
+"""Never parked: without PostgreSQL nothing else is worth having, and ten seconds between two tries burden nobody."""
 
 
 def choose_database(settings: Settings, hurry: trio.Event) -> Embedded | Foreign:
@@ -59,7 +65,7 @@ class Embedded:
         Raises:
             StartupError: it cannot be started.
         """
-        backoff = Backoff()
+        restarts = Restarts(RESTARTS)
         failed_starts = 0
         async with embedded.open_cluster(self._home) as cluster:
             self.url = cluster.url
@@ -72,7 +78,7 @@ class Embedded:
                         why = self._last_error or " ".join(self._last_words) or how
                         raise StartupError(f"PostgreSQL cannot be started in {cluster.data}: {why}")
                 served_seconds = trio.current_time() - self._up_at if self._up_at else 0.0
-                wait_seconds = backoff.after_death(served_seconds)
+                wait_seconds = restarts.after_death(trio.current_time(), served_seconds)
                 log.error("PostgreSQL died", how=how, served_seconds=round(served_seconds, 1))
                 await trio.sleep(wait_seconds)
 

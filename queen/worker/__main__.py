@@ -6,9 +6,11 @@ What takes long to import is imported in ``main``, under the guard; how the work
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import importlib
 import os
 import select
+import signal
 import socket
 import sys
 import threading
@@ -23,10 +25,11 @@ def main() -> int:
     """Serve until told to drain. Returns the exit code."""
     parser = argparse.ArgumentParser(prog="queen.worker", description="One worker process; the supervisor starts it.")
     parser.add_argument("--control-fd", type=int, required=True)
-    parser.add_argument("--listen-fd", type=int, required=True)
     parser.add_argument("--app", required=True, help="module:factory")
     arguments = parser.parse_args()
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2})  # for a thread that waits for it, in dump.py
     guard_against_orphanhood(arguments.control_fd)
+    faulthandler.register(signal.SIGUSR1, all_threads=True)
 
     import trio
 
@@ -35,8 +38,7 @@ def main() -> int:
     # The app is imported here, while the supervisor still makes the database ready.
     module, _, name = arguments.app.partition(":")
     factory = getattr(importlib.import_module(module), name)
-    control, listener = (socket.socket(fileno=fd) for fd in (arguments.control_fd, arguments.listen_fd))
-    return trio.run(run_worker, control, listener, factory)
+    return trio.run(run_worker, socket.socket(fileno=arguments.control_fd), factory)
 
 
 def guard_against_orphanhood(control_fd: int) -> None:

@@ -2,8 +2,9 @@
 
 What the app decides about messages is not here, nor how the process is started and watched (supervisor.py).
 
-    imported ──Start──▶ open the app (lifespan) ──Ready──▶ serve ──Drain or end of channel──▶ finish ──▶ exit 0
-                                  └── Failed, exit 3
+    imported ──Start──▶ open the app (lifespan) ──Serve──▶ serve ──Drain or end of channel──▶ finish ──▶ exit 0
+                            │            └── Prepared       └── Ready
+                            └── Failed, exit 3
 """
 
 from __future__ import annotations
@@ -16,32 +17,50 @@ import socket
 import sys
 import threading
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any, Final, Protocol
 
 import msgspec
 import structlog
 import trio
-from hypercorn.config import Config, Sockets
+from hypercorn.config import Config
 from hypercorn.typing import ASGIFramework, ASGIReceiveCallable, ASGISendCallable, ASGISendEvent, Scope
 from hypercorn.utils import LifespanFailureError
 
 from queen.config.settings import Settings
 from queen.config.sources import decode_settings
-from queen.control import ControlChannel, Drain, Failed, Heartbeat, Message, Ready, ReloadCertificate, Start
+from queen.control import (
+    ControlChannel,
+    Drain,
+    Failed,
+    Heartbeat,
+    Message,
+    Prepared,
+    Ready,
+    ReloadCertificate,
+    Serve,
+    Start,
+)
 from queen.errors import StartupError
 from queen.observability import logs
-from queen.serving.serve import serve
+from queen.serving.serve import HowToDrain, Load, serve
 from queen.serving.tls import Certificate, open_certificate
+from queen.worker.dump import start_dumper
 
 log = structlog.get_logger(__name__)
 
 CRASHED: Final = 1
 NEVER_SERVED: Final = 3  # the supervisor does not take this for a crash
 
-HEARTBEAT_SECONDS: Final = 1.0
+HEARTBEAT_SECONDS: Final = 0.5
+LAG_SECONDS: Final = 0.05
+"""Between two looks at how late the loop is. 20 a second cost 0.1 % of a core, and see what blocks it for longer."""
+
 HARD_EXIT_MARGIN_SECONDS: Final = 1.0  # past the grace, and before the supervisor's own margin runs out
+REPLACED_LINGER_SECONDS: Final = 5.0
+"""How long a connection may be idle in a worker that was replaced, before it is ended. A client that sends meanwhile is
+told with the answer that it is the last one here."""
+
 ORPHAN_GRACE_SECONDS: Final = 0.3  # the guard in __main__.py ends the process soon after
 
 STARTUP_SECONDS: Final = 600.0  # migrations of a large database run in here, and other workers wait for them
@@ -60,12 +79,15 @@ class Statistics(Protocol):
     def popped(self) -> int: ...
     @property
     def acked(self) -> int: ...
+    @property
+    def requests_in_flight(self) -> int: ...
 
 
 class Service(Protocol):
     """What a worker asks of its app beside ASGI, if it has it: ``app.extensions["queen"]``."""
 
-    def begin_drain(self) -> None: ...
+    def begin_drain(self, *, replaced: bool = False) -> None: ...
+    def rename(self, worker_id: str) -> None: ...
     def statistics(self) -> Statistics: ...
 
 
@@ -107,23 +129,28 @@ class Watched:
 
 
 class Worker:
-    """A worker that has been told to start: it serves ``listener`` until it is told to drain."""
+    """A worker that has been told to start: it opens the app, waits for its slot, and serves until it is to drain."""
 
     def __init__(
         self,
         app: Any,
         settings: Settings,
-        listener: socket.socket,
         channel: ControlChannel,
+        tags: dict[str, object],
         certificate: Certificate | None = None,
     ) -> None:
         self._service: Service | None = getattr(app, "extensions", {}).get("queen")
         self._settings = settings
-        self._listener = listener
         self._channel = channel
+        self._tags = tags
         self._certificate = certificate
-        self._stop = trio.Event()
-        self._watched = Watched(app, self._stop.set)
+        self._listener: socket.socket | None = None
+        self._has_slot = trio.Event()  # or is not to have one any more
+        self._drain_told = trio.Event()
+        self._how_to_drain = HowToDrain()
+        self._load = Load()
+        self._lags: list[float] = []
+        self._watched = Watched(app, self._end)
         self._config = server_config(settings)
 
     async def run(self) -> int:
@@ -132,6 +159,8 @@ class Worker:
             async with trio.open_nursery() as nursery:
                 await nursery.start(self._watch_signals)
                 nursery.start_soon(self._hear_supervisor)
+                nursery.start_soon(self._measure_lag)
+                nursery.start_soon(self._beat)
                 nursery.start_soon(self._serve, nursery)
         except* LifespanFailureError:
             pass  # said below
@@ -144,54 +173,88 @@ class Worker:
         return 0
 
     async def _serve(self, nursery: trio.Nursery) -> None:
-        async with trio.open_nursery() as serving:
-            await serving.start(
-                partial(
-                    serve,
-                    self._watched,
-                    self._service,
-                    self._config,
-                    Sockets([], [self._listener], []),
-                    shutdown_trigger=self._stop.wait,
-                    certificate=self._certificate,
-                )
-            )
-            # The server reports itself started also when the lifespan has just failed: its error is still on the way.
-            if not self._watched.failed:
-                await self._tell(Ready())
-                nursery.start_soon(self._beat)
+        await serve(
+            self._watched,
+            self._service,
+            self._config,
+            self._wait_listener,
+            wait_drain=self._wait_drain,
+            certificate=self._certificate,
+            load=self._load,
+        )
         nursery.cancel_scope.cancel()
 
-    async def _beat(self) -> None:
+    async def _wait_listener(self) -> socket.socket | None:
+        # The server comes here also when the lifespan has just failed: its error is still on the way.
+        if not self._watched.failed:
+            await self._tell(Prepared())
+        await self._has_slot.wait()
+        if self._listener is not None:
+            await self._tell(Ready())
+        return self._listener
+
+    async def _wait_drain(self) -> HowToDrain:
+        await self._drain_told.wait()
+        return self._how_to_drain
+
+    async def _measure_lag(self) -> None:
         due = trio.current_time()
         while True:
-            due += HEARTBEAT_SECONDS
+            due += LAG_SECONDS
             await trio.sleep_until(due)
             lag_seconds = trio.current_time() - due
-            due += lag_seconds  # a stall is reported once, not made up for by beats in a row
-            await self._tell(self._heartbeat(lag_seconds))
+            self._lags.append(lag_seconds)
+            due += lag_seconds  # a stall is reported once, not made up for by looks in a row
+
+    async def _beat(self) -> None:
+        while True:
+            await self._tell(self._heartbeat())
+            await trio.sleep(HEARTBEAT_SECONDS)
 
     async def _tell(self, message: Message) -> None:
         # When the supervisor is gone, who hears its end drains; what is in flight is not cut short for want of an ear.
         with contextlib.suppress(trio.BrokenResourceError):
             await self._channel.send(message)
 
-    def _heartbeat(self, lag_seconds: float) -> Heartbeat:
-        beat = Heartbeat(loop_lag_ms=round(lag_seconds * 1000, 1), rss_bytes=rss_bytes())
+    def _heartbeat(self) -> Heartbeat:
+        lags, self._lags = sorted(self._lags) or [0.0], []
+        p50_ms, p99_ms, max_ms = (round(lags[int(part * (len(lags) - 1))] * 1000, 1) for part in (0.5, 0.99, 1.0))
+        beat = Heartbeat(
+            loop_lag_p50_ms=p50_ms,
+            loop_lag_p99_ms=p99_ms,
+            loop_lag_max_ms=max_ms,
+            rss_bytes=rss_bytes(),
+            connections=self._load.connections,
+        )
         if self._service is None:
             return beat
         done = self._service.statistics()
         return msgspec.structs.replace(
-            beat, requests=done.requests, pushed=done.pushed, popped=done.popped, acked=done.acked
+            beat,
+            requests_in_flight=done.requests_in_flight,
+            requests=done.requests,
+            pushed=done.pushed,
+            popped=done.popped,
+            acked=done.acked,
         )
 
     async def _hear_supervisor(self) -> None:
         while (message := await self._channel.receive()) is not None:
-            if isinstance(message, Drain):
-                self._drain(self._settings.grace_seconds, "asked to")
-            elif isinstance(message, ReloadCertificate) and self._certificate is not None:
-                await self._certificate.reload()
+            match message:
+                case Serve():
+                    self._take_slot(message, socket.socket(fileno=self._channel.take_descriptor()))
+                case Drain():
+                    self._drain(self._settings.grace_seconds, "asked to", replaced=message.replaced)
+                case ReloadCertificate() if self._certificate is not None:
+                    await self._certificate.reload()
         self._drain(ORPHAN_GRACE_SECONDS, "the supervisor is gone")
+
+    def _take_slot(self, told: Serve, listener: socket.socket) -> None:
+        self._tags.update(slot=told.slot, generation=told.generation)
+        if self._service is not None:
+            self._service.rename(worker_name(self._settings, told.slot))
+        self._listener = listener
+        self._has_slot.set()
 
     async def _watch_signals(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
@@ -199,14 +262,19 @@ class Worker:
             async for number in signals:
                 self._drain(self._settings.grace_seconds, signal.Signals(number).name)
 
-    def _drain(self, grace_seconds: float, why: str) -> None:
+    def _drain(self, grace_seconds: float, why: str, *, replaced: bool = False) -> None:
         """Take nothing new, let what is begun finish, and be gone by a deadline that no stuck client can move."""
         log.info("draining", why=why, grace_seconds=grace_seconds)
         exit_by(grace_seconds + HARD_EXIT_MARGIN_SECONDS)
-        self._config.graceful_timeout = grace_seconds
+        linger_seconds = min(REPLACED_LINGER_SECONDS, grace_seconds / 2) if replaced else 0.0
+        self._how_to_drain = HowToDrain(grace_seconds, linger_seconds, keep_backlog=replaced)
         if self._service is not None:
-            self._service.begin_drain()  # parked polls end now, with nothing
-        self._stop.set()
+            self._service.begin_drain(replaced=replaced)  # parked polls end now, with nothing
+        self._end()
+
+    def _end(self) -> None:
+        self._drain_told.set()
+        self._has_slot.set()
 
 
 def rss_bytes() -> int:
@@ -236,20 +304,24 @@ def server_config(settings: Settings) -> Config:
     return config
 
 
-async def run_worker(control: socket.socket, listener: socket.socket, factory: Callable[[Settings], Any]) -> int:
+def worker_name(settings: Settings, slot: int | None) -> str:
+    """What the worker is called in figures and traces; at its end is the number of its slot."""
+    return f"{settings.worker_id or socket.gethostname()}-{'spare' if slot is None else slot}"
+
+
+async def run_worker(control: socket.socket, factory: Callable[[Settings], Any]) -> int:
     """Wait to be told to start, then serve. Returns the exit code."""
+    start_dumper()
     async with ControlChannel(control) as channel:
         start = await channel.receive()
         if not isinstance(start, Start):
             return 0  # drained, or orphaned, before there was anything to do
         settings = decode_settings(start.settings)
-        name = settings.worker_id or socket.gethostname()
-        settings = msgspec.structs.replace(settings, worker_id=f"{name}-{start.slot}")
-        logs.configure(settings.log_level, settings.log_format, slot=start.slot, pid=os.getpid())
+        tags = logs.configure(settings.log_level, settings.log_format, slot=None, pid=os.getpid())
         try:
-            app = factory(settings)
+            app = factory(msgspec.structs.replace(settings, worker_id=worker_name(settings, None)))
             certificate = open_certificate(settings)
         except StartupError as error:
             await channel.send(Failed(error=error.detail))
             return NEVER_SERVED
-        return await Worker(app, settings, listener, channel, certificate).run()
+        return await Worker(app, settings, channel, tags, certificate).run()

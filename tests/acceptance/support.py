@@ -94,6 +94,7 @@ class Server:
         environment: Mapping[str, str] | None = None,
         stderr: int | None = None,
         python_path: tuple[Path, ...] = (),
+        spare: bool = False,
     ) -> None:
         self.home = home
         number = next(_numbers)
@@ -111,7 +112,7 @@ class Server:
                     *(sys.executable, "-P", "-m", "queen", "run"),
                     *("--port", str(port), "--workers", str(workers), *where, *flags),
                 ],
-                env=clean | {"PYTHONPATH": path, "LOG_FORMAT": "json"} | dict(environment or {}),
+                env=clean | {"PYTHONPATH": path, "LOG_FORMAT": "json", "QUEEN_SPARE": str(spare).lower()} | dict(environment or {}),
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=err if stderr is None else stderr,

@@ -13,12 +13,12 @@ from typing import Any
 import httptools
 import msgspec
 import trio
-from hypercorn.config import Config, Sockets
+from hypercorn.config import Config
 
 from queen.app import create_app
 from queen.config.settings import Settings
 from queen.service import Service
-from queen.serving.serve import serve
+from queen.serving.serve import HowToDrain, serve
 from queen.serving.tls import Certificate
 
 PATIENCE_SECONDS = 10.0
@@ -32,6 +32,7 @@ class Server:
     port: int
     service: Service
     config: Config
+    how_to_drain: HowToDrain = field(default_factory=lambda: HowToDrain(grace_seconds=20.0))
     stop: trio.Event = field(default_factory=trio.Event)
     stopped: trio.Event = field(default_factory=trio.Event)
 
@@ -59,16 +60,15 @@ async def open_server(
         server = Server(listener.getsockname()[1], app.service, config)
 
         async def run(*, task_status: trio.TaskStatus[Any]) -> None:
-            sockets = Sockets([], [listener.dup()], [])
-            await serve(
-                app,
-                app.service,
-                config,
-                sockets,
-                shutdown_trigger=server.stop.wait,
-                certificate=certificate,
-                task_status=task_status,
-            )
+            async def take_listener() -> socket.socket:
+                task_status.started()
+                return listener.dup()
+
+            async def told_to_drain() -> HowToDrain:
+                await server.stop.wait()
+                return server.how_to_drain
+
+            await serve(app, app.service, config, take_listener, wait_drain=told_to_drain, certificate=certificate)
             server.stopped.set()
 
         async with trio.open_nursery() as nursery:
@@ -77,7 +77,7 @@ async def open_server(
             try:
                 yield server
             finally:
-                server.config.graceful_timeout = 1.0
+                server.how_to_drain = HowToDrain(grace_seconds=1.0)
                 server.stop.set()
 
 

@@ -19,6 +19,7 @@ import trio
 from queen.config.settings import Settings
 from queen.errors import StorageUnavailable
 from queen.serving import connection, watch
+from queen.serving.serve import HowToDrain
 
 from .conftest import Standing
 from .support import Client, Server, open_server, request
@@ -433,7 +434,7 @@ async def test_a_client_that_stops_reading_does_not_outlast_the_drain(fast_serve
         await client.send(BIG_POP)
         await client.receive(to_head=True)
 
-        fast_server.config.graceful_timeout = 0.2
+        fast_server.how_to_drain = HowToDrain(grace_seconds=0.2)
         fast_server.stop.set()
 
         with trio.fail_after(5):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -14,36 +16,14 @@ import trio
 import trio.testing
 
 from queen.config.settings import Secret, Settings
-from queen.control import ControlChannel, Drain, Failed, Heartbeat, Message, Ready, Start
+from queen.control import ControlChannel, Drain, Failed, Heartbeat, Message, Ready, Serve, Start
 from queen.errors import StartupError
-from queen.supervision.children import MAX_OUTPUT_LINE_BYTES, Backoff, describe_exit, lines
+from queen.supervision.children import MAX_OUTPUT_LINE_BYTES, describe_exit, lines
 from queen.supervision.database import Foreign
 from queen.supervision.listeners import Port
+from queen.supervision.nursery import RestartPolicy
+from queen.supervision.slot import Slot
 from queen.supervisor import STATUS_SECONDS, Supervisor, first_error
-
-
-def test_a_worker_that_dies_is_started_again_at_once_then_later_and_later() -> None:
-    backoff = Backoff(draw=lambda: 0.0)
-
-    assert [backoff.after_death(0.0) for _ in range(7)] == [0.0, 1.0, 2.0, 4.0, 8.0, 10.0, 10.0]
-
-
-def test_jitter_never_makes_the_wait_shorter_than_a_second_or_longer_than_ten() -> None:
-    backoff = Backoff(draw=lambda: 1.0)
-
-    waits = [backoff.after_death(0.0) for _ in range(2000)]
-
-    assert waits[:3] == [0.0, 1.25, 2.5]
-    assert max(waits) == 10.0
-
-
-def test_a_worker_that_has_served_for_a_while_is_started_again_at_once() -> None:
-    backoff = Backoff(draw=lambda: 0.0)
-    for _ in range(5):
-        backoff.after_death(0.0)
-
-    assert backoff.after_death(Backoff.SERVED_SECONDS) == 0.0
-    assert backoff.after_death(0.0) == 1.0
 
 
 def test_listening_sockets_share_a_port_that_nobody_else_can_take() -> None:
@@ -154,7 +134,7 @@ async def test_messages_arrive_whole_and_in_order_and_end_with_the_other_side() 
     here, there = socket.socketpair()
     sent: list[Message] = [
         Ready(),
-        Heartbeat(loop_lag_ms=0.5, rss_bytes=1),
+        Heartbeat(loop_lag_max_ms=0.5, rss_bytes=1),
         Failed(error="line\nbreak"),
         Drain(),
     ]
@@ -186,7 +166,7 @@ async def test_half_a_message_is_not_lost_to_a_receive_that_is_cancelled() -> No
 async def test_settings_travel_as_they_were_encoded() -> None:
     here, there = socket.socketpair()
     async with ControlChannel(here) as supervisor, ControlChannel(there) as worker:
-        await supervisor.send(Start(slot=3, settings=msgspec.Raw(b'{"port":1}')))
+        await supervisor.send(Start(settings=msgspec.Raw(b'{"port":1}')))
         message = await worker.receive()
 
     assert isinstance(message, Start)
@@ -201,52 +181,53 @@ async def test_sending_to_a_process_that_is_gone_says_so() -> None:
             await channel.send(Drain())
 
 
+async def test_a_descriptor_travels_with_its_message(tmp_path: Path) -> None:
+    here, there = socket.socketpair()
+    async with ControlChannel(here) as supervisor, ControlChannel(there) as worker:
+        with (tmp_path / "file").open("w+b") as file:
+            file.write(b"carried")
+            file.flush()
+            await supervisor.send(Start(settings=msgspec.Raw(b"{}")))
+            await supervisor.send(Serve(slot=2, generation=7), file.fileno())
+
+        assert isinstance(await worker.receive(), Start)
+        assert await worker.receive() == Serve(slot=2, generation=7)
+        carried = worker.take_descriptor()
+        assert not os.get_inheritable(carried)
+        assert os.pread(carried, 7, 0) == b"carried"
+        os.close(carried)
+
+
 async def test_the_status_line_tells_rates_over_the_minute_and_restarts(autojump_clock: trio.testing.MockClock) -> None:
     settings = Settings(database_url=Secret("postgresql:///"), log_format="json", workers=2)
     with Port("127.0.0.1", 0) as port:
         supervisor = Supervisor(settings, port, app="none:none", announce=lambda _: None)
-    first, second = supervisor.slots
     with structlog.testing.capture_logs() as logged:
         async with trio.open_nursery() as nursery:
+            first, second = (Slot(supervisor, index, port, nursery, RestartPolicy()) for index in range(2))
+            supervisor.slots += [first, second]
             nursery.start_soon(supervisor.report_status)
             await trio.testing.wait_all_tasks_blocked()
-            first.hear(Ready())
-            first.hear(Heartbeat(loop_lag_ms=0, rss_bytes=0, requests=60, pushed=600, popped=60, acked=6))
-            first.hear(Heartbeat(loop_lag_ms=0, rss_bytes=0, requests=120, pushed=1200, popped=60, acked=6))
-            second.hear(Heartbeat(loop_lag_ms=0, rss_bytes=0, pushed=600))
-            second.restarts = 3
+            none = Heartbeat()
+            one = Heartbeat(requests=60, pushed=600, popped=60, acked=6)
+            two = Heartbeat(requests=120, pushed=1200, popped=60, acked=6)
+            first.note_heartbeat(none, one)
+            first.note_heartbeat(one, two)
+            second.note_heartbeat(none, Heartbeat(pushed=600))
+            second.place.restarts = 3
             await trio.sleep(STATUS_SECONDS + 1)
-            first.hear(Heartbeat(loop_lag_ms=0, rss_bytes=0, requests=120, pushed=1800, popped=60, acked=6))
+            first.note_heartbeat(two, msgspec.structs.replace(two, pushed=1800))
             await trio.sleep(STATUS_SECONDS)
             nursery.cancel_scope.cancel()
-    first.close_listener()
-    second.close_listener()
 
     minute, next_minute = [line for line in logged if line["event"] == "status"]
-    assert minute["active_workers"] == 1
+    assert minute["active_workers"] == 0
     assert minute["wanted_workers"] == 2
     assert minute["restarts"] == 3
     assert minute["uptime_seconds"] == 60
     assert (minute["requests_per_second"], minute["pushed_per_second"]) == (2.0, 30.0)
     assert (minute["popped_per_second"], minute["acked_per_second"]) == (1.0, 0.1)
     assert (next_minute["requests_per_second"], next_minute["pushed_per_second"]) == (0.0, 10.0)
-
-
-async def test_where_it_listens_is_told_once_when_the_last_worker_is_ready() -> None:
-    said: list[str] = []
-    settings = Settings(database_url=Secret("postgresql://db/q"), workers=2)
-    with Port("127.0.0.1", 0) as port:
-        supervisor = Supervisor(settings, port, app="none:none", announce=said.append)
-    first, second = supervisor.slots
-    first.hear(Ready())
-    assert said == []
-    second.hear(Ready())
-    second.hear(Ready())
-    first.close_listener()
-    second.close_listener()
-
-    (line,) = said
-    assert f"{port.url} (2 workers, database q on db, pid " in line
 
 
 def test_the_supervisor_imports_neither_app_nor_driver() -> None:

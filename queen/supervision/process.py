@@ -1,0 +1,211 @@
+"""One worker process, from its start to its end: how it is spawned, told what to do, heard, and put down.
+
+Which slot it serves and what follows from its death is slot.py's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import partial
+from typing import Final, Protocol
+
+import msgspec
+import structlog
+import trio
+
+from queen.config.settings import Secret, Settings
+from queen.config.sources import encode_settings
+from queen.control import (
+    ControlChannel,
+    Drain,
+    Failed,
+    Heartbeat,
+    Message,
+    Prepared,
+    Ready,
+    ReloadCertificate,
+    Serve,
+    Start,
+)
+from queen.observability import logs
+from queen.supervision.children import LAST_WORDS_SECONDS, NEVER_SERVED, describe_exit, kill, lines
+from queen.supervision.database import Embedded, Foreign
+from queen.supervision.nursery import Life
+
+log = structlog.get_logger(__name__)
+
+KILL_MARGIN_SECONDS: Final = 2.0  # past the grace: a send to a stuck client may outlast any polite deadline
+DUMP_SECONDS: Final = 1.0  # for a worker that hangs to write what it is doing
+DUMP_STACKS: Final = signal.SIGUSR1  # heard without the interpreter: also while C code does not come back
+DUMP_TASKS: Final = signal.SIGUSR2  # heard by a thread of its own
+NO_HEARTBEAT: Final = Heartbeat()
+
+
+class Surroundings(Protocol):
+    """What workers and slots know of the supervisor around them."""
+
+    settings: Settings
+    app: str
+    database: Embedded | Foreign
+
+    def next_generation(self) -> int: ...
+    def note_ready(self) -> None: ...
+    def note_hopeless(self) -> None: ...
+
+
+class WorkerProcess(Life):
+    """A worker: a child process with a control channel to it.
+
+    It boots without a socket, and is ready for a slot when its application is open; a slot gives it the socket, and
+    then it is ready when it serves.
+    """
+
+    def __init__(self, around: Surroundings) -> None:
+        super().__init__()
+        self.generation = around.next_generation()
+        self.slot: int | None = None
+        self.process: trio.Process | None = None
+        self.replaced = False  # another serves its socket: no hurry in draining
+        self.heartbeat = NO_HEARTBEAT
+        self.heard_heartbeat: Callable[[Heartbeat, Heartbeat], None] = lambda _before, _now: None
+        self.serves: Callable[[], None] = lambda: None  # called when it is ready in its slot
+        self.returncode: int | None = None
+        self.failure = ""  # what it said of why it cannot start
+        self._around = around
+        self._channel: ControlChannel | None = None
+        self._listen: Callable[[], socket.socket] | None = None
+        self._has_slot = trio.Event()
+
+    @property
+    def pid(self) -> int | None:
+        return None if self.process is None else self.process.pid
+
+    def assign(self, slot: int, listen: Callable[[], socket.socket]) -> None:
+        """Give it a slot. ``listen`` is its listening socket, of which the worker gets a descriptor of its own."""
+        self.slot, self._listen = slot, listen
+        self.ready, self.ready_at = trio.Event(), None
+        self._has_slot.set()
+
+    async def live(self) -> str:
+        try:
+            ours, theirs = socket.socketpair()
+        except OSError as error:
+            return f"could not be started: {error}"
+        async with ControlChannel(ours) as channel, trio.open_nursery() as child:
+            with theirs:
+                try:
+                    self.process = process = await child.start(
+                        partial(trio.run_process, self._command(theirs.fileno()), **self._options(theirs.fileno()))
+                    )
+                except OSError as error:
+                    return f"could not be started: {error}"
+            child.start_soon(self._relay_output, process)
+            self._channel = channel
+            async with trio.open_nursery() as talk:
+                talk.start_soon(self._give_orders, channel)
+                talk.start_soon(self._drain_when_told, channel)
+                while (message := await channel.receive()) is not None:
+                    self._hear(message)
+                talk.cancel_scope.cancel()
+            # Its end of the channel is closed, and that is the last thing a worker does.
+            self._channel = None
+            with trio.move_on_after(KILL_MARGIN_SECONDS):
+                await process.wait()
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+            self.returncode = process.returncode
+            child.cancel_scope.deadline = trio.current_time() + LAST_WORDS_SECONDS
+        if self.returncode == NEVER_SERVED and self.failure:
+            return self.failure
+        return describe_exit(self.returncode)
+
+    def _command(self, control_fd: int) -> list[str]:
+        return [
+            *(sys.executable, "-P", "-m", "queen.worker"),
+            *("--control-fd", str(control_fd), "--app", self._around.app),
+        ]
+
+    def _options(self, control_fd: int) -> dict[str, object]:
+        # The worker runs the code that we run: our module path, and not the working directory before it, where
+        # another package named queen may lie.
+        path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
+        return {
+            "pass_fds": (control_fd,),
+            "env": os.environ | {"PYTHONPATH": path},
+            "stdin": subprocess.DEVNULL,
+            "stdout": subprocess.PIPE,
+            "stderr": subprocess.STDOUT,
+            "check": False,
+            "deliver_cancel": kill,
+            "start_new_session": True,  # Ctrl-C in a terminal is for us to hear
+        }
+
+    async def _give_orders(self, channel: ControlChannel) -> None:
+        database = self._around.database
+        await database.ready.wait()
+        settings = msgspec.structs.replace(self._around.settings, database_url=Secret(database.url))
+        with contextlib.suppress(trio.BrokenResourceError):  # it died: whoever reads the channel sees its end
+            await channel.send(Start(settings=msgspec.Raw(encode_settings(settings))))
+            await self._has_slot.wait()
+            assert self.slot is not None
+            assert self._listen is not None
+            try:
+                descriptor = self._listen().fileno()
+            except OSError as error:
+                self.condemn(f"could not be given a socket: {error}")
+                return
+            await channel.send(Serve(slot=self.slot, generation=self.generation), descriptor)
+
+    async def _drain_when_told(self, channel: ControlChannel) -> None:
+        await self.draining.wait()
+        with contextlib.suppress(trio.BrokenResourceError):
+            await channel.send(Drain(replaced=self.replaced))
+
+    async def reload_certificate(self) -> None:
+        """Have the worker read it again. One that starts, or starts anew, reads it anyway."""
+        if self.ready.is_set() and self._channel is not None:
+            with contextlib.suppress(trio.BrokenResourceError):
+                await self._channel.send(ReloadCertificate())
+
+    async def put_down(self, why: str) -> None:
+        """End a worker whose loop does not turn, after it has written what it is doing."""
+        self.condemned = why
+        if self.process is None or self.process.returncode is not None:
+            return
+        self.process.send_signal(DUMP_STACKS)
+        self.process.send_signal(DUMP_TASKS)
+        with trio.move_on_after(DUMP_SECONDS):
+            await self.ended.wait()
+        if self.process.returncode is None:
+            self.process.kill()
+
+    async def _relay_output(self, process: trio.Process) -> None:
+        assert process.stdout is not None
+        async for line in lines(process.stdout):
+            child = "spare worker" if self.slot is None else f"worker {self.slot}"
+            logs.relay(line, self._around.settings.log_format, child=child, pid=process.pid)
+
+    def _hear(self, message: Message) -> None:
+        self.note_sign_of_life()
+        match message:
+            case Prepared():
+                if self.slot is None:
+                    self.note_ready()
+            case Ready():
+                if not self.ready.is_set():
+                    self.note_ready()
+                    self.serves()
+            case Heartbeat():
+                before, self.heartbeat = self.heartbeat, message
+                self.heard_heartbeat(before, message)
+            case Failed(error=error):
+                self.failure = error
+            case Start() | Serve() | Drain() | ReloadCertificate():
+                raise AssertionError("a worker does not command its supervisor")
