@@ -6,12 +6,30 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from tests.acceptance.support import children, is_alive
+from tests.acceptance.support import is_alive
 
 from .history import Resources
 
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 LISTEN = "0A"
+
+
+def children(pid: int) -> dict[int, str]:
+    """Process id and command line of each live child, from the kernel: the load must not wait for a long look."""
+    found = {}
+    for path in Path(f"/proc/{pid}/task").glob("*/children"):
+        try:
+            listed = path.read_text().split()
+        except OSError:
+            continue
+        for child in map(int, listed):
+            try:
+                command = Path(f"/proc/{child}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            except OSError:
+                continue
+            if is_alive(child):
+                found[child] = command
+    return found
 
 
 def tcp_sockets() -> list[tuple[int, int, str, str]]:

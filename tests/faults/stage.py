@@ -27,7 +27,7 @@ from .proxy import Proxy
 
 START_SECONDS = 40.0
 STOP_SECONDS = 30.0
-LOOK_SECONDS = 0.01  # between two looks at other processes: there is no event to wait for
+LOOK_SECONDS = 0.02  # between two looks at other processes: there is no event to wait for
 SETTLE_SECONDS = 15.0
 
 
