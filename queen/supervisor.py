@@ -21,12 +21,14 @@ from queen.config.settings import Settings
 from queen.errors import StartupError
 from queen.model.snapshot import ServerState, Snapshot
 from queen.observability import logs
-from queen.supervision.children import NEVER_SERVED
+from queen.supervision.children import BOOT_CRASHES, NEVER_SERVED
 from queen.supervision.control_socket import Refused
 from queen.supervision.database import choose_database
+from queen.supervision.limits import Limits
 from queen.supervision.listeners import Port
 from queen.supervision.nursery import Place, RestartPolicy, Vigil
 from queen.supervision.process import KILL_MARGIN_SECONDS, WorkerProcess
+from queen.supervision.reaper import run_reaper
 from queen.supervision.slot import BOOT_SECONDS, TALLIES, Slot
 
 log = structlog.get_logger(__name__)
@@ -34,6 +36,8 @@ log = structlog.get_logger(__name__)
 PORT_SECONDS: Final = 2.0  # for a port held by workers of a killed supervisor, who leave within one
 STATUS_SECONDS: Final = 60.0
 MAX_WORKERS: Final = 1024
+LIMITS_SECONDS: Final = 1.0  # a leak of 100 MB/s is seen 100 MB late
+LIMITS_RETRY_SECONDS: Final = 60.0  # after a successor that did not come up
 DEFAULT_APP: Final = "queen.app:create_app"
 
 
@@ -115,6 +119,7 @@ class Supervisor:
         async with trio.open_nursery() as watch:
             await watch.start(self._watch_signals)
             watch.start_soon(self.report_status)
+            watch.start_soon(run_reaper)
             with self._everything:
                 async with trio.open_nursery() as database:
                     database.start_soon(self.database.run)
@@ -126,6 +131,7 @@ class Supervisor:
                         watch.start_soon(Vigil(self.settings.hang_seconds).run, self._all_workers, self._note_silent)
                         self.set_workers(self._wanted)
                         self._errands.start_soon(self._run_reloads)
+                        self._errands.start_soon(self._run_limits)
                         await self.stopping.wait()
                         for slot in self.slots:
                             slot.close()
@@ -224,20 +230,25 @@ class Supervisor:
                 self.spare = Place(self._lives, self._make_spare, self._policy(), after_death=self._spare_died)
                 self._places.start_soon(self.spare.run)
 
-    def note_hopeless(self) -> None:
-        """A slot cannot bring a worker up. If none can and no worker ever served, it is no use going on.
+    def note_boot_failure(self) -> None:
+        """A worker did not come up. If none does and none ever served, it is no use going on.
 
         Raises:
             StartupError: with what a worker said.
         """
-        if all(slot.hopeless and not slot.ever_ready for slot in self.slots):
-            raise StartupError(self.slots[0].hopeless)
+        if any(slot.ever_ready for slot in self.slots):
+            return
+        enough = BOOT_CRASHES if len(self.slots) == 1 else BOOT_CRASHES - 1
+        if all(slot.boot_failure and (slot.hopeless or slot.boot_crashes >= enough) for slot in self.slots):
+            raise StartupError(self.slots[0].boot_failure)
 
     def _policy(self) -> RestartPolicy:
         return RestartPolicy()
 
     def _make_spare(self) -> WorkerProcess:
-        return WorkerProcess(self)
+        worker = WorkerProcess(self)
+        worker.serves = lambda: log.info("spare worker ready", pid=worker.pid, generation=worker.generation)
+        return worker
 
     def _take_spare(self) -> WorkerProcess | None:
         return None if self.spare is None else self.spare.take()
@@ -273,6 +284,22 @@ class Supervisor:
                 await self._reload_workers()
             finally:
                 self._reloading = False
+
+    async def _run_limits(self) -> None:
+        """Replace workers that have grown too large or too old, one at a time."""
+        limits = Limits(self.settings.max_worker_rss_bytes, self.settings.max_worker_age_seconds)
+        not_before: dict[Slot, float] = {}
+        while True:
+            await trio.sleep(LIMITS_SECONDS)
+            for slot in list(self.slots):
+                worker, now = slot.worker, trio.current_time()
+                if worker is None or not slot.ready or not_before.get(slot, now) > now:
+                    continue
+                why = limits.exceeded(worker.heartbeat.rss_bytes, worker.served_seconds(), worker.lot)
+                if why:
+                    async with self._replacing:
+                        if slot.worker is worker and slot in self.slots and await slot.replace(why):
+                            not_before[slot] = trio.current_time() + LIMITS_RETRY_SECONDS
 
     async def _reload_workers(self) -> None:
         """The spare first: it shows at nobody's cost whether the code that is there now comes up."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -34,8 +35,9 @@ from queen.control import (
     Start,
 )
 from queen.observability import logs
-from queen.supervision.children import LAST_WORDS_SECONDS, NEVER_SERVED, describe_exit, kill, lines
+from queen.supervision.children import LAST_WORDS_SECONDS, NEVER_SERVED, kill, lines
 from queen.supervision.database import Embedded, Foreign
+from queen.supervision.exits import count_oom_kills, explain_exit
 from queen.supervision.nursery import Life
 
 log = structlog.get_logger(__name__)
@@ -56,7 +58,7 @@ class Surroundings(Protocol):
 
     def next_generation(self) -> int: ...
     def note_ready(self) -> None: ...
-    def note_hopeless(self) -> None: ...
+    def note_boot_failure(self) -> None: ...
 
 
 class WorkerProcess(Life):
@@ -69,12 +71,13 @@ class WorkerProcess(Life):
     def __init__(self, around: Surroundings) -> None:
         super().__init__()
         self.generation = around.next_generation()
+        self.lot = random.random()  # see Limits
         self.slot: int | None = None
         self.process: trio.Process | None = None
         self.replaced = False  # another serves its socket: no hurry in draining
         self.heartbeat = NO_HEARTBEAT
         self.heard_heartbeat: Callable[[Heartbeat, Heartbeat], None] = lambda _before, _now: None
-        self.serves: Callable[[], None] = lambda: None  # called when it is ready in its slot
+        self.serves: Callable[[], None] = lambda: None  # called when it is ready
         self.returncode: int | None = None
         self.failure = ""  # what it said of why it cannot start
         self._around = around
@@ -97,6 +100,7 @@ class WorkerProcess(Life):
             ours, theirs = socket.socketpair()
         except OSError as error:
             return f"could not be started: {error}"
+        oom_kills = count_oom_kills()
         async with ControlChannel(ours) as channel, trio.open_nursery() as child:
             with theirs:
                 try:
@@ -124,7 +128,9 @@ class WorkerProcess(Life):
             child.cancel_scope.deadline = trio.current_time() + LAST_WORDS_SECONDS
         if self.returncode == NEVER_SERVED and self.failure:
             return self.failure
-        return describe_exit(self.returncode)
+        return explain_exit(
+            self.returncode, rss_bytes=self.heartbeat.rss_bytes, oom_kills=count_oom_kills() - oom_kills
+        )
 
     def _command(self, control_fd: int) -> list[str]:
         return [
@@ -190,7 +196,14 @@ class WorkerProcess(Life):
         assert process.stdout is not None
         async for line in lines(process.stdout):
             child = "spare worker" if self.slot is None else f"worker {self.slot}"
-            logs.relay(line, self._around.settings.log_format, child=child, pid=process.pid)
+            logs.relay(
+                line,
+                self._around.settings.log_format,
+                child=child,
+                pid=process.pid,
+                slot=self.slot,
+                generation=self.generation,
+            )
 
     def _hear(self, message: Message) -> None:
         self.note_sign_of_life()
@@ -198,10 +211,10 @@ class WorkerProcess(Life):
             case Prepared():
                 if self.slot is None:
                     self.note_ready()
-            case Ready():
-                if not self.ready.is_set():
-                    self.note_ready()
                     self.serves()
+            case Ready():
+                self.note_ready()
+                self.serves()
             case Heartbeat():
                 before, self.heartbeat = self.heartbeat, message
                 self.heard_heartbeat(before, message)

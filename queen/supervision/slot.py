@@ -12,7 +12,7 @@ import trio
 
 from queen.control import Heartbeat
 from queen.model.snapshot import SlotSnapshot
-from queen.supervision.children import BOOT_CRASHES, NEVER_SERVED
+from queen.supervision.children import NEVER_SERVED
 from queen.supervision.listeners import Port
 from queen.supervision.nursery import Place, RestartPolicy
 from queen.supervision.process import KILL_MARGIN_SECONDS, Surroundings, WorkerProcess
@@ -47,7 +47,8 @@ class Slot:
     ) -> None:
         self.index = index
         self.ever_ready = False
-        self.hopeless = ""  # why no worker comes up here
+        self.hopeless = False  # the next worker will not come up here either
+        self.boot_failure = ""  # why the last one did not
         self.boot_crashes = 0
         self.last_exit = ""
         self.done: Counter[str] = Counter()  # what the workers here have done, one after another
@@ -149,7 +150,7 @@ class Slot:
 
     def note_ready(self, worker: WorkerProcess) -> None:
         self.ever_ready = True
-        self.hopeless, self.boot_crashes = "", 0
+        self.hopeless, self.boot_failure, self.boot_crashes = False, "", 0
         log.info(
             "worker ready",
             slot=self.index,
@@ -184,13 +185,12 @@ class Slot:
         if worker.ready_at is None:
             self.boot_crashes += 1
             if worker.returncode == NEVER_SERVED and worker.failure:
-                self.hopeless = worker.failure
-            elif self.boot_crashes >= BOOT_CRASHES:
-                self.hopeless = (
+                self.hopeless, self.boot_failure = True, worker.failure
+            else:
+                self.boot_failure = (
                     f"workers die before they are ready: the last {worker.how}; what it wrote is in the log above"
                 )
-            if self.hopeless:
-                self._around.note_hopeless()
+            self._around.note_boot_failure()
 
     def _pid(self) -> int | None:
         return None if self.worker is None else self.worker.pid

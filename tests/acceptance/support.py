@@ -95,6 +95,7 @@ class Server:
         stderr: int | None = None,
         python_path: tuple[Path, ...] = (),
         spare: bool = False,
+        program: tuple[str, ...] = ("-m", "queen"),
     ) -> None:
         self.home = home
         number = next(_numbers)
@@ -109,10 +110,12 @@ class Server:
         with self._out.open("wb") as out, self._err.open("wb") as err:
             self.process: subprocess.Popen[bytes] = subprocess.Popen(
                 [
-                    *(sys.executable, "-P", "-m", "queen", "run"),
+                    *(sys.executable, "-P", *program, "run"),
                     *("--port", str(port), "--workers", str(workers), *where, *flags),
                 ],
-                env=clean | {"PYTHONPATH": path, "LOG_FORMAT": "json", "QUEEN_SPARE": str(spare).lower()} | dict(environment or {}),
+                env=clean
+                | {"PYTHONPATH": path, "LOG_FORMAT": "json", "QUEEN_SPARE": str(spare).lower()}
+                | dict(environment or {}),
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=err if stderr is None else stderr,
