@@ -16,6 +16,9 @@ from typing import Final, Self
 import msgspec
 import trio
 
+from queen.model.snapshot import Snapshot
+from queen.model.tree import Branch
+
 MAX_LINE_BYTES: Final = 1024 * 1024  # settings are about 1 KiB; more than this is not ours
 ANCILLARY_BYTES: Final = 4096  # room for descriptors; a message brings one
 
@@ -71,13 +74,52 @@ class Heartbeat(msgspec.Struct, frozen=True, tag="heartbeat"):
     acked: int = 0
 
 
+class Describe(msgspec.Struct, frozen=True, tag="describe"):
+    """Supervisor → worker: what are you doing?"""
+
+    number: int
+
+
+class Description(msgspec.Struct, frozen=True, tag="description"):
+    """Worker → supervisor: the answer to the Describe of that number."""
+
+    number: int
+    branches: tuple[Branch, ...] = ()
+
+
+class AskSnapshot(msgspec.Struct, frozen=True, tag="ask_snapshot"):
+    """Worker → supervisor: how is the server? Somebody wants its metrics."""
+
+    number: int
+
+
+class TellSnapshot(msgspec.Struct, frozen=True, tag="tell_snapshot"):
+    """Supervisor → worker: the answer to the AskSnapshot of that number."""
+
+    number: int
+    snapshot: Snapshot | None  # None is said before there was any
+
+
 class Failed(msgspec.Struct, frozen=True, tag="failed"):
     """Worker → supervisor: it cannot start. ``error`` is one sentence for the operator."""
 
     error: str
 
 
-Message = Start | Serve | Drain | ReloadCertificate | Prepared | Ready | Heartbeat | Failed
+Message = (
+    Start
+    | Serve
+    | Drain
+    | ReloadCertificate
+    | Prepared
+    | Ready
+    | Heartbeat
+    | Describe
+    | Description
+    | AskSnapshot
+    | TellSnapshot
+    | Failed
+)
 
 _decoder: msgspec.json.Decoder[Message] = msgspec.json.Decoder(Message)
 

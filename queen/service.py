@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 import msgspec
@@ -15,7 +15,8 @@ from queen.auth.access import open_access
 from queen.config.settings import Settings
 from queen.engine.engine import open_engine
 from queen.errors import StartupError, StorageUnavailable
-from queen.routes.call import Context, Counters
+from queen.model.snapshot import Snapshot
+from queen.routes.call import Context, Counters, no_supervisor
 
 
 class Statistics(msgspec.Struct, frozen=True, kw_only=True):
@@ -44,6 +45,7 @@ class Service:
         self.context: Context | None = None
         self.requests_in_flight = 0
         self.stopped = trio.Event()
+        self.ask_supervisor: Callable[[], Awaitable[Snapshot | None]] = no_supervisor
         self._draining = False
 
     def require_context(self) -> Context:
@@ -83,7 +85,14 @@ class Service:
             )
         try:
             async with open_access(self.settings.jwt) as access, open_engine(self.settings) as engine:
-                self.context = Context(engine, self.settings, self.counters, trio.current_time(), access)
+                self.context = Context(
+                    engine,
+                    self.settings,
+                    self.counters,
+                    trio.current_time(),
+                    access,
+                    ask_supervisor=self.ask_supervisor,
+                )
                 engine.monitor.requests = lambda: (self.counters.requests, self.counters.failed_requests)
                 try:
                     if self._draining:

@@ -20,21 +20,26 @@ from queen._version import __version__
 from queen.config.settings import Settings
 from queen.errors import StartupError
 from queen.model.snapshot import ServerState, Snapshot
+from queen.model.tree import Branch
 from queen.observability import logs
 from queen.supervision.children import BOOT_CRASHES, NEVER_SERVED
-from queen.supervision.control_socket import Refused
+from queen.supervision.control_socket import ControlSocket, Refused, control_path, make_runtime_directory
 from queen.supervision.database import choose_database
 from queen.supervision.limits import Limits
-from queen.supervision.listeners import Port
+from queen.supervision.listeners import PassedPort, Port
 from queen.supervision.nursery import Place, RestartPolicy, Vigil
+from queen.supervision.pidfile import pidfile
 from queen.supervision.process import KILL_MARGIN_SECONDS, WorkerProcess
 from queen.supervision.reaper import run_reaper
+from queen.supervision.service_manager import ServiceManager
 from queen.supervision.slot import BOOT_SECONDS, TALLIES, Slot
+from queen.supervision.tree import draw_server
 
 log = structlog.get_logger(__name__)
 
 PORT_SECONDS: Final = 2.0  # for a port held by workers of a killed supervisor, who leave within one
 STATUS_SECONDS: Final = 60.0
+TREE_SECONDS: Final = 3.0  # for workers to say what they are doing; one that hangs does not
 MAX_WORKERS: Final = 1024
 LIMITS_SECONDS: Final = 1.0  # a leak of 100 MB/s is seen 100 MB late
 LIMITS_RETRY_SECONDS: Final = 60.0  # after a successor that did not come up
@@ -53,14 +58,23 @@ def run_supervisor(settings: Settings, *, app: str = DEFAULT_APP, announce: Call
     """
     never_served: StartupError | None = None
     exit_code = NEVER_SERVED
+    manager = ServiceManager.take_environment(os.environ)
     try:
-        with Port(settings.host, settings.port, patience_seconds=PORT_SECONDS) as port:
-            exit_code = trio.run(Supervisor(settings, port, app=app, announce=announce).run)
+        with pidfile(settings.pidfile), open_port(settings, manager) as port:
+            exit_code = trio.run(Supervisor(settings, port, app=app, announce=announce, manager=manager).run)
     except* StartupError as group:
         never_served = first_error(group)
     if never_served is not None:
         raise never_served
     return exit_code
+
+
+def open_port(settings: Settings, manager: ServiceManager) -> Port:
+    """The port that the service manager passed, or else the one of the settings."""
+    passed = manager.passed_listener()
+    if passed is not None:
+        return PassedPort(passed)
+    return Port(settings.host, settings.port, patience_seconds=PORT_SECONDS)
 
 
 def first_error(group: BaseExceptionGroup[Any]) -> StartupError:
@@ -84,7 +98,15 @@ class Supervisor:
                       └── errands ── a reload, the end of a worker that hangs
     """
 
-    def __init__(self, settings: Settings, port: Port, *, app: str, announce: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        port: Port,
+        *,
+        app: str,
+        announce: Callable[[str], None],
+        manager: ServiceManager | None = None,
+    ) -> None:
         self.settings = msgspec.structs.replace(settings, log_format=logs.resolve_format(settings.log_format))
         self.app = app
         self.stopping = trio.Event()  # drain and exit
@@ -99,6 +121,7 @@ class Supervisor:
         self._generation = 0
         self._port = port
         self._announce = announce
+        self._manager = manager or ServiceManager({})
         self._announced = False
         self._reload_wanted = trio.Event()
         self._reloading = False
@@ -119,6 +142,8 @@ class Supervisor:
         async with trio.open_nursery() as watch:
             await watch.start(self._watch_signals)
             watch.start_soon(self.report_status)
+            watch.start_soon(self._open_control_socket)
+            watch.start_soon(self._manager.run_watchdog, self._is_healthy)
             watch.start_soon(run_reaper)
             with self._everything:
                 async with trio.open_nursery() as database:
@@ -169,6 +194,7 @@ class Supervisor:
     def reload(self) -> None:
         """Begin to replace the workers one by one. Asked for while that goes on, it is done once more after it."""
         log.info("reloading")
+        self._manager.reloading("replacing the workers one by one")
         for worker in self._all_workers():
             self._errands.start_soon(worker.reload_certificate)
         self._reload_wanted.set()
@@ -177,6 +203,7 @@ class Supervisor:
         """Begin to drain, then exit."""
         if not self.stopping.is_set():
             log.info("stopping", why=why, grace_seconds=self.settings.grace_seconds)
+            self._manager.stopping("finishing what is begun")
             self.stopping.set()
 
     def exit_now(self, code: int) -> None:
@@ -225,6 +252,7 @@ class Supervisor:
             self._announced = True
             workers = f"{len(self.slots)} worker{'s' if len(self.slots) > 1 else ''}"
             details = f"{workers}, {self.database.where}, pid {os.getpid()}"
+            self._manager.ready(f"{workers}, listening on {self.url}")
             self._announce(f"queen-trio {__version__} listening on {self.url} ({details})")
             if self.settings.spare if self.settings.spare is not None else len(self.slots) > 1:
                 self.spare = Place(self._lives, self._make_spare, self._policy(), after_death=self._spare_died)
@@ -284,6 +312,7 @@ class Supervisor:
                 await self._reload_workers()
             finally:
                 self._reloading = False
+                self._manager.ready(f"{len(self.slots)} workers, listening on {self.url}")
 
     async def _run_limits(self) -> None:
         """Replace workers that have grown too large or too old, one at a time."""
@@ -314,6 +343,43 @@ class Supervisor:
                     log.error("reload given up, the old workers stay", failure=failure)
                     return
             log.info("reloaded", workers=len(self.slots))
+
+    # -- operators and service managers --------------------------------------------------------------------------------
+
+    async def tree(self) -> Branch:
+        """What the server is doing, as far as its workers say in time."""
+        workers = self._all_workers()
+        answers: dict[WorkerProcess, tuple[Branch, ...] | None] = {}
+
+        async def ask(worker: WorkerProcess) -> None:
+            with trio.move_on_after(TREE_SECONDS):
+                answers[worker] = await worker.describe()
+
+        async with trio.open_nursery() as asking:
+            for worker in workers:
+                asking.start_soon(ask, worker)
+        return draw_server(self.snapshot(), [(worker, answers.get(worker)) for worker in workers])
+
+    async def _open_control_socket(self) -> None:
+        """Answer on the control socket, from when its directory is there.
+
+        Raises:
+            StartupError: it cannot be made where it was asked for, or another server answers on it.
+        """
+        await self.database.prepared.wait()
+        path = control_path(self.settings, self._port.address[1])
+        if self.settings.control_socket is None and self.settings.database_url is not None:
+            try:
+                make_runtime_directory(path.parent)
+            except StartupError as error:  # nobody asked for it: no reason not to serve
+                log.warning("no control socket", error=error.detail)
+                return
+        with ControlSocket(path) as control:
+            log.debug("control socket open", path=str(path))
+            await control.run(self)
+
+    def _is_healthy(self) -> bool:
+        return self.stopping.is_set() or any(slot.ready for slot in self.slots)
 
     # -- signals and the status line -----------------------------------------------------------------------------------
 
@@ -346,10 +412,13 @@ class Supervisor:
             await trio.sleep(STATUS_SECONDS)
             now, done = trio.current_time(), self._done()
             seconds = now - reported_at
+            server = self.snapshot()
             log.info(
                 "status",
+                state=server.state,
                 active_workers=sum(slot.ready for slot in self.slots),
                 wanted_workers=len(self.slots),
+                degraded_slots=list(server.degraded_slots),
                 restarts=self._restarts(),
                 uptime_seconds=round(now - started_at),
                 **{f"{name}_per_second": round((done[name] - before[name]) / seconds, 1) for name in TALLIES},

@@ -74,7 +74,7 @@ def head_first(_logger: WrappedLogger, _method: str, event: EventDict) -> EventD
     return {**head, **event}
 
 
-def relay(line: bytes, line_format: str, *, child: str, pid: int) -> None:
+def relay(line: bytes, line_format: str, *, child: str, pid: int, **tags: object) -> None:
     """Pass on a line that a child process wrote, so that it says whose it is.
 
     A JSON line of ours carries its tags already. What an interpreter or a library wrote past the logs is wrapped.
@@ -83,7 +83,7 @@ def relay(line: bytes, line_format: str, *, child: str, pid: int) -> None:
     if line_format == "json" and line.startswith(b'{"'):
         write(text)
     elif line_format == "json":
-        structlog.get_logger("queen.supervisor").info("output", child=child, pid=pid, line=text)
+        structlog.get_logger("queen.supervisor").info("output", child=child, pid=pid, **tags, line=text)
     else:
         write(f"[{child} {pid}] {text}")
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import math
 import socket
+from collections.abc import Iterator
 from typing import Final, NoReturn
 from urllib.parse import unquote
 
@@ -23,6 +24,7 @@ import structlog
 import trio
 
 from queen.errors import QueenError, RequestStalled, RequestTooLarge
+from queen.observability.doing import ConnectionRecord
 from queen.routes.access import find_admitted
 from queen.routes.answers import (
     BODY_STALL_SECONDS,
@@ -51,6 +53,8 @@ HEAD_BYTES: Final = 16 * 1024
 """What is received at once where a request may begin. It bounds how far a client may be ahead with pipelined requests:
 900 of the smallest, half a megabyte of ours. A push of 100 small messages fits."""
 
+MAX_SHOWN_PATH: Final = 200
+
 log = structlog.get_logger("queen.http")
 
 
@@ -75,9 +79,33 @@ class Connection:
         self._hung_up = False
         self._retired = False
         self._deaf = False  # we have ended receiving: what looks like a hang-up is our own doing
+        self._task: trio.lowlevel.Task | None = None
+        self._request: Request | None = None
+        self._waits = ""  # for its client, where that takes long; for what, and since when
+        self._waits_since = 0.0
+        self._request_since = 0.0
 
     def fileno(self) -> int:
         return self._socket.fileno()
+
+    def doing(self) -> ConnectionRecord:
+        """What it is at. Only what takes long is recorded as it happens: a quick request pays for none of this."""
+        now = trio.current_time()
+        request = self._request
+        if self._waits:
+            waits, since = self._waits, self._waits_since
+        elif request is not None:
+            waits, since = "", self._request_since
+        else:
+            waits, since = "idle", min(self.idle_since, now)
+        return ConnectionRecord(
+            client=_client_of(self._socket),
+            task=self._task,
+            request="" if request is None else f"{request.method} {request.path[:MAX_SHOWN_PATH]}",
+            request_seconds=0.0 if request is None else now - self._request_since,
+            waits=waits,
+            seconds=now - since,
+        )
 
     def hang_up(self) -> None:
         self._hung_up = not self._deaf
@@ -99,6 +127,7 @@ class Connection:
 
         A hang-up cancels what is being done, at whatever point; so does the caller's own cancellation.
         """
+        self._task = trio.lowlevel.current_task()
         try:
             with self._watch.watching(self), self._scope:
                 await self._serve()
@@ -126,6 +155,7 @@ class Connection:
     async def _exchange(self, request: Request) -> bool:
         """Answer one request. Returns whether the connection goes on."""
         service, started_at = self._service, trio.current_time()
+        self._request, self._request_since = request, started_at
         self.used = True
         service.counters.requests += 1
         service.requests_in_flight += 1
@@ -146,6 +176,7 @@ class Connection:
             return await self._answer(request, id, answer, problem)
         finally:
             self._busy = False
+            self._request = None
             if request.call is not None and request.call.delivery is not None:
                 await request.call.delivery.abandon()
             seconds = trio.current_time() - started_at
@@ -212,7 +243,7 @@ class Connection:
         """Let the client see an answer although it is still sending: see LINGER_SECONDS."""
         with contextlib.suppress(OSError):  # it is gone already
             self._socket.shutdown(socket.SHUT_WR)
-        with trio.move_on_after(LINGER_SECONDS):
+        with self._waiting("for its client to hang up"), trio.move_on_after(LINGER_SECONDS):
             while await self._receive_some():
                 pass
 
@@ -224,7 +255,7 @@ class Connection:
             self.idle_since = math.inf
         if parser.requests or parser.stopped:
             return
-        with trio.move_on_after(HEAD_SECONDS):
+        with self._waiting("for the rest of a head"), trio.move_on_after(HEAD_SECONDS):
             while not (parser.requests or parser.stopped):
                 await self._receive()
             return
@@ -251,7 +282,7 @@ class Connection:
 
     async def _receive_more_of(self, request: Request) -> None:
         before = request.body_bytes
-        with trio.move_on_after(BODY_STALL_SECONDS):
+        with self._waiting("for more of the body"), trio.move_on_after(BODY_STALL_SECONDS):
             while request.body_bytes == before and not request.complete and self._parser.failure is None:
                 await self._receive()
             return
@@ -288,13 +319,30 @@ class Connection:
                 await self._end()
             if not rest:
                 return
-            with trio.move_on_after(SEND_STALL_SECONDS) as waiting:
+            with self._waiting("for its client to read"), trio.move_on_after(SEND_STALL_SECONDS) as waiting:
                 await trio.lowlevel.wait_writable(self._socket)
             if waiting.cancelled_caught:
                 log.info("client stopped reading", seconds=SEND_STALL_SECONDS, unsent_bytes=len(rest))
                 await self._end()
 
+    @contextlib.contextmanager
+    def _waiting(self, what: str) -> Iterator[None]:
+        """Record what the client makes us wait for."""
+        self._waits, self._waits_since = what, trio.current_time()
+        try:
+            yield
+        finally:
+            self._waits = ""
+
     async def _end(self) -> NoReturn:
         """The client is gone: whatever is being done for it is cancelled."""
         self._scope.cancel()
         await trio.sleep_forever()
+
+
+def _client_of(connected: socket.socket) -> str:
+    try:
+        address = connected.getpeername()
+    except OSError:  # gone
+        return "a client that is gone"
+    return f"{address[0]}:{address[1]}" if isinstance(address, tuple) else "a client on this machine"

@@ -30,6 +30,7 @@ from hypercorn.typing import (
     Scope,
 )
 
+from queen.observability.doing import ConnectionRecord
 from queen.service import Service
 from queen.serving.connection import Connection
 from queen.serving.tls import Certificate
@@ -62,6 +63,7 @@ class Load:
     """What a server has to do now."""
 
     connections: int = 0
+    doing: Callable[[], list[ConnectionRecord]] = list  # of those that are served the short way
 
 
 async def serve(
@@ -94,6 +96,7 @@ async def serve(
     # By these hypercorn is told to end idle connections; those that are accepted as the last have a little longer.
     context, late_context = WorkerContext(None), WorkerContext(None)
     watch = Watch(config.keep_alive_timeout)
+    load.doing = watch.doing
     buffer = memoryview(bytearray(RECEIVE_BYTES))
 
     async def serve_by_hypercorn(stream: Any) -> None:

@@ -20,6 +20,8 @@ from typing import Final, Protocol
 
 import trio
 
+from queen.observability.doing import ConnectionRecord
+
 TICK_SECONDS: Final = 1.0
 """How exact the date and the idle limit are. A tick looks at every connection: 0.3 ms for 10,000."""
 
@@ -42,6 +44,9 @@ class Watched(Protocol):
     def end_idle(self) -> None:
         """End if it waits for a request, and otherwise after the answer."""
 
+    def doing(self) -> ConnectionRecord:
+        """What it is at."""
+
 
 class Watch:
     """The open connections of one server. ``len`` counts them."""
@@ -55,6 +60,10 @@ class Watch:
 
     def __len__(self) -> int:
         return len(self._connections)
+
+    def doing(self) -> list[ConnectionRecord]:
+        """What the connections are at."""
+        return [connection.doing() for connection in self._connections.values()]
 
     @contextmanager
     def watching(self, connection: Watched) -> Iterator[None]:

@@ -1,8 +1,7 @@
-"""What all child processes have in common: their output, and how they ended. When one is started again: nursery.py."""
+"""What all child processes have in common: their output. How one ended: exits.py; when to start another: nursery.py."""
 
 from __future__ import annotations
 
-import signal
 from collections.abc import AsyncIterator
 from typing import Final
 
@@ -37,13 +36,3 @@ async def lines(stream: trio.abc.ReceiveStream) -> AsyncIterator[bytes]:
             buffer.clear()
     if buffer:
         yield bytes(buffer)
-
-
-def describe_exit(returncode: int | None) -> str:
-    """How a process ended, for people."""
-    if returncode is None:
-        return "has not ended"
-    if returncode >= 0:
-        return f"exited with code {returncode}"
-    name = signal.Signals(-returncode).name
-    return f"was killed by {name}{' (perhaps for lack of memory)' if name == 'SIGKILL' else ''}"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
+import os
 import subprocess
 from collections import deque
 from functools import partial
@@ -10,13 +12,15 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import parse_qs, unquote, urlsplit
 
+import platformdirs
 import structlog
 import trio
 
 from queen.config.settings import Settings
 from queen.errors import StartupError
 from queen.storage import embedded
-from queen.supervision.children import BOOT_CRASHES, LAST_WORDS_SECONDS, describe_exit, lines
+from queen.supervision.children import BOOT_CRASHES, LAST_WORDS_SECONDS, lines
+from queen.supervision.exits import count_oom_kills, explain_exit
 from queen.supervision.nursery import RestartPolicy, Restarts
 
 log = structlog.get_logger(__name__)
@@ -32,17 +36,34 @@ def choose_database(settings: Settings, hurry: trio.Event) -> Embedded | Foreign
     return Embedded(settings.data_dir, hurry)
 
 
+def _state_dir() -> Path:
+    """Where the spools of other people's databases lie unless said otherwise."""
+    if os.geteuid() == 0:
+        return Path("/var/lib/queen-trio")
+    return Path(platformdirs.user_state_dir("queen-trio", appauthor=False))
+
+
+def _digest(text: str) -> str:
+    """A short name for a database: what is spooled for one must not be drained into another."""
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
 class Foreign:
     """A PostgreSQL of the user's own: nothing to run. Whether it can be reached, the workers find out."""
 
     def __init__(self, url: str) -> None:
         self.url = url
+        self.prepared = trio.Event()
         self.ready = trio.Event()
         parts = urlsplit(url)
         host = parts.hostname or parse_qs(parts.query).get("host", ["localhost"])[0]
-        self.where = f"database {unquote(parts.path.lstrip('/')) or 'postgres'} on {unquote(host)}"
+        name = unquote(parts.path.lstrip("/")) or "postgres"
+        self.where = f"database {name} on {unquote(host)}"
+        port = parts.port or parse_qs(parts.query).get("port", ["5432"])[0]
+        self.spool_dir = _state_dir() / f"spool-{_digest(f'{host}:{port}/{name}')}"
 
     async def run(self) -> None:
+        self.prepared.set()
         self.ready.set()
 
 
@@ -51,11 +72,14 @@ class Embedded:
 
     def __init__(self, home: Path | None, hurry: trio.Event) -> None:
         self.url = ""
+        self.prepared = trio.Event()  # its directory is there, and ours alone
         self.ready = trio.Event()  # once up, even if it goes down later
         self._home = (home or embedded.default_home()).absolute()
         self.where = f"data in {self._home}"
+        self.spool_dir = self._home / "spool"
         self._hurry = hurry
         self._up_at = 0.0
+        self._generation = 0  # counts the servers, from 1
         self._last_error = ""
         self._last_words: deque[str] = deque(maxlen=3)
 
@@ -69,6 +93,7 @@ class Embedded:
         failed_starts = 0
         async with embedded.open_cluster(self._home) as cluster:
             self.url = cluster.url
+            self.prepared.set()
             while True:
                 how = await self._run_server(cluster)
                 if not self.ready.is_set():
@@ -85,6 +110,8 @@ class Embedded:
     async def _run_server(self, cluster: embedded.Cluster) -> str:
         self._up_at, self._last_error = 0.0, ""
         self._last_words.clear()
+        self._generation += 1
+        oom_kills = count_oom_kills()
         cluster.clear_locks()
         async with trio.open_nursery() as child:
             try:
@@ -105,7 +132,7 @@ class Embedded:
             child.start_soon(self._read_log, process)
             await process.wait()
             child.cancel_scope.deadline = trio.current_time() + LAST_WORDS_SECONDS
-        return describe_exit(process.returncode)
+        return explain_exit(process.returncode, oom_kills=count_oom_kills() - oom_kills)
 
     async def _read_log(self, process: trio.Process) -> None:
         assert process.stdout is not None
@@ -118,4 +145,4 @@ class Embedded:
             elif embedded.READY_LINE in line:
                 self._up_at = trio.current_time()
                 self.ready.set()
-            getattr(log, level)("postgres", pid=process.pid, line=text)
+            getattr(log, level)("postgres", pid=process.pid, generation=self._generation, line=text)

@@ -88,6 +88,21 @@ class Port:
         self.close()
 
 
+class PassedPort(Port):
+    """A listening socket that was passed to us. All slots listen on it, each by a descriptor of its own.
+
+    The kernel does not spread connections among descriptors of one socket: whichever worker is first to accept has it.
+    In return none waits for a worker in particular, and none is lost while whoever passed the socket holds it.
+    """
+
+    def __init__(self, passed: socket.socket) -> None:
+        self._holder = passed
+        self.address = passed.getsockname()
+
+    def listen(self) -> socket.socket:
+        return self._holder.dup()
+
+
 def _resolve(host: str, port: int) -> tuple[socket.AddressFamily, tuple[Any, ...]]:
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)

@@ -23,7 +23,10 @@ import trio
 from queen.config.settings import Secret, Settings
 from queen.config.sources import encode_settings
 from queen.control import (
+    AskSnapshot,
     ControlChannel,
+    Describe,
+    Description,
     Drain,
     Failed,
     Heartbeat,
@@ -33,7 +36,10 @@ from queen.control import (
     ReloadCertificate,
     Serve,
     Start,
+    TellSnapshot,
 )
+from queen.model.snapshot import Snapshot
+from queen.model.tree import Branch
 from queen.observability import logs
 from queen.supervision.children import LAST_WORDS_SECONDS, NEVER_SERVED, kill, lines
 from queen.supervision.database import Embedded, Foreign
@@ -58,6 +64,7 @@ class Surroundings(Protocol):
 
     def next_generation(self) -> int: ...
     def note_ready(self) -> None: ...
+    def snapshot(self) -> Snapshot: ...
     def note_boot_failure(self) -> None: ...
 
 
@@ -84,6 +91,9 @@ class WorkerProcess(Life):
         self._channel: ControlChannel | None = None
         self._listen: Callable[[], socket.socket] | None = None
         self._has_slot = trio.Event()
+        self._asked = 0  # how often it was asked what it is doing
+        self._described = trio.Event()  # set, and another made, when it has said so
+        self._description = Description(number=0)
 
     @property
     def pid(self) -> int | None:
@@ -115,6 +125,8 @@ class WorkerProcess(Life):
                 talk.start_soon(self._give_orders, channel)
                 talk.start_soon(self._drain_when_told, channel)
                 while (message := await channel.receive()) is not None:
+                    if isinstance(message, AskSnapshot):
+                        talk.start_soon(self._tell_snapshot, channel, message.number)
                     self._hear(message)
                 talk.cancel_scope.cancel()
             # Its end of the channel is closed, and that is the last thing a worker does.
@@ -180,6 +192,25 @@ class WorkerProcess(Life):
             with contextlib.suppress(trio.BrokenResourceError):
                 await self._channel.send(ReloadCertificate())
 
+    async def describe(self) -> tuple[Branch, ...] | None:
+        """What it is doing, by its own word; None when it is not there to say. One that hangs takes for ever."""
+        channel = self._channel
+        if channel is None:
+            return None
+        self._asked += 1
+        number = self._asked
+        try:
+            await channel.send(Describe(number))
+        except trio.BrokenResourceError:
+            return None
+        while self._description.number < number and not self.ended.is_set():
+            await self._described.wait()
+        return self._description.branches
+
+    async def _tell_snapshot(self, channel: ControlChannel, number: int) -> None:
+        with contextlib.suppress(trio.BrokenResourceError):  # it died: whoever reads the channel sees its end
+            await channel.send(TellSnapshot(number, self._around.snapshot()))
+
     async def put_down(self, why: str) -> None:
         """End a worker whose loop does not turn, after it has written what it is doing."""
         self.condemned = why
@@ -220,5 +251,11 @@ class WorkerProcess(Life):
                 self.heard_heartbeat(before, message)
             case Failed(error=error):
                 self.failure = error
-            case Start() | Serve() | Drain() | ReloadCertificate():
+            case Description():
+                self._description = message
+                self._described.set()
+                self._described = trio.Event()
+            case AskSnapshot():
+                pass  # answered by a task
+            case Start() | Serve() | Drain() | ReloadCertificate() | Describe() | TellSnapshot():
                 raise AssertionError("a worker does not command its supervisor")

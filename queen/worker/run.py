@@ -16,7 +16,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -30,7 +30,10 @@ from hypercorn.utils import LifespanFailureError
 from queen.config.settings import Settings
 from queen.config.sources import decode_settings
 from queen.control import (
+    AskSnapshot,
     ControlChannel,
+    Describe,
+    Description,
     Drain,
     Failed,
     Heartbeat,
@@ -40,9 +43,13 @@ from queen.control import (
     ReloadCertificate,
     Serve,
     Start,
+    TellSnapshot,
 )
 from queen.errors import StartupError
+from queen.model.snapshot import Snapshot
 from queen.observability import logs
+from queen.service import Service as OurService
+from queen.serving.describe import describe
 from queen.serving.serve import HowToDrain, Load, serve
 from queen.serving.tls import Certificate, open_certificate
 from queen.worker.dump import start_dumper
@@ -60,6 +67,9 @@ HARD_EXIT_MARGIN_SECONDS: Final = 1.0  # past the grace, and before the supervis
 REPLACED_LINGER_SECONDS: Final = 5.0
 """How long a connection may be idle in a worker that was replaced, before it is ended. A client that sends meanwhile is
 told with the answer that it is the last one here."""
+
+SUPERVISOR_SECONDS: Final = 0.5
+"""How long the supervisor may take to say how the server is: a scrape goes on without it."""
 
 ORPHAN_GRACE_SECONDS: Final = 0.3  # the guard in __main__.py ends the process soon after
 
@@ -89,6 +99,8 @@ class Service(Protocol):
     def begin_drain(self, *, replaced: bool = False) -> None: ...
     def rename(self, worker_id: str) -> None: ...
     def statistics(self) -> Statistics: ...
+
+    ask_supervisor: Callable[[], Awaitable[Snapshot | None]]
 
 
 class Watched:
@@ -152,13 +164,18 @@ class Worker:
         self._lags: list[float] = []
         self._watched = Watched(app, self._end)
         self._config = server_config(settings)
+        self._asked = 0  # how often we asked how the server is
+        self._told = TellSnapshot(0, snapshot=None)
+        self._news = trio.Event()  # set, and another made, when we are told
+        if self._service is not None:
+            self._service.ask_supervisor = self._ask_supervisor
 
     async def run(self) -> int:
         """Serve. Returns the exit code."""
         try:
             async with trio.open_nursery() as nursery:
                 await nursery.start(self._watch_signals)
-                nursery.start_soon(self._hear_supervisor)
+                nursery.start_soon(self._hear_supervisor, nursery)
                 nursery.start_soon(self._measure_lag)
                 nursery.start_soon(self._beat)
                 nursery.start_soon(self._serve, nursery)
@@ -238,13 +255,35 @@ class Worker:
             acked=done.acked,
         )
 
-    async def _hear_supervisor(self) -> None:
+    async def _ask_supervisor(self) -> Snapshot | None:
+        """How the server is; None when the supervisor does not say in time."""
+        self._asked += 1
+        number = self._asked
+        with trio.move_on_after(SUPERVISOR_SECONDS):
+            await self._tell(AskSnapshot(number))
+            while self._told.number < number:
+                await self._news.wait()
+            return self._told.snapshot
+        return None
+
+    async def _describe(self, number: int) -> None:
+        ours = self._service if isinstance(self._service, OurService) else None
+        branches = () if ours is None else await describe(ours, self._load.doing())
+        await self._tell(Description(number, branches))
+
+    async def _hear_supervisor(self, answers: trio.Nursery) -> None:
         while (message := await self._channel.receive()) is not None:
             match message:
                 case Serve():
                     self._take_slot(message, socket.socket(fileno=self._channel.take_descriptor()))
                 case Drain():
                     self._drain(self._settings.grace_seconds, "asked to", replaced=message.replaced)
+                case Describe(number):
+                    answers.start_soon(self._describe, number)
+                case TellSnapshot():
+                    self._told = message
+                    self._news.set()
+                    self._news = trio.Event()
                 case ReloadCertificate() if self._certificate is not None:
                     await self._certificate.reload()
         self._drain(ORPHAN_GRACE_SECONDS, "the supervisor is gone")

@@ -18,7 +18,7 @@ import trio.testing
 from queen.config.settings import Secret, Settings
 from queen.control import ControlChannel, Drain, Failed, Heartbeat, Message, Ready, Serve, Start
 from queen.errors import StartupError
-from queen.supervision.children import MAX_OUTPUT_LINE_BYTES, describe_exit, lines
+from queen.supervision.children import MAX_OUTPUT_LINE_BYTES, lines
 from queen.supervision.database import Foreign
 from queen.supervision.listeners import Port
 from queen.supervision.nursery import RestartPolicy
@@ -65,19 +65,6 @@ def test_a_port_is_free_again_right_after_its_server() -> None:
 def test_the_url_of_a_port(host: str, url: str) -> None:
     with Port(host, 0) as port:
         assert re.fullmatch(url, port.url)
-
-
-@pytest.mark.parametrize(
-    ("code", "how"),
-    [
-        (0, "exited with code 0"),
-        (1, "exited with code 1"),
-        (-15, "was killed by SIGTERM"),
-        (-9, "was killed by SIGKILL (perhaps for lack of memory)"),
-    ],
-)
-def test_how_a_process_ended_in_words(code: int, how: str) -> None:
-    assert describe_exit(code) == how
 
 
 def test_the_first_error_of_nested_groups() -> None:
