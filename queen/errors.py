@@ -9,6 +9,7 @@ QueenError
 ├── MethodNotAllowed        405  the route answers other methods
 ├── RequestStalled          408  the rest of the request did not come
 ├── RequestTooLarge         413  the body is over the limit
+├── QueueFull               429  a queue of the push has no room (maxSize): nothing was applied
 ├── HeadTooLarge            431  the request line and the headers are over the limit
 ├── UnsupportedCoding       501  the body is encoded for transfer in a way unknown here
 ├── Unsupported             501  the contract has it, this server does not
@@ -103,6 +104,25 @@ class RequestTooLarge(QueenError):
 
 class HeadTooLarge(QueenError):
     """The request line and the headers are more than this server reads. The request was not applied."""
+class QueueFull(QueenError):
+    """A queue of the request has no room for what was pushed (its maxSize). Nothing of the request was applied.
+
+    ``queues``: those without room. ``results``: what became of each item, where the route says so.
+    """
+
+    code, status, title = "queue_full", 429, "Queue full"
+    retry_after_seconds = 1
+
+    def __init__(self, queue: str, max_size: int, room: int, wanted: int, others: Sequence[str] = ()) -> None:
+        self.queues = (queue, *others)
+        self.results: list[dict[str, object]] | None = None
+        if wanted > max_size:
+            what = f"holds {max_size} messages (maxSize) and {wanted} were pushed at once: push fewer"
+        else:
+            what = f"has room for {room} more of its {max_size} messages (maxSize) and {wanted} were pushed"
+        super().__init__(f"queue {queue!r} {what}; nothing was stored")
+
+
 
     code, status, title = "head_too_large", 431, "Request header fields too large"
 

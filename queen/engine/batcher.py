@@ -58,6 +58,7 @@ class Batcher(Generic[Item, Result]):
     Args:
         name: for logs.
         write: one call for many items; results in the order of the items. Atomic: an exception means none was applied.
+            An error of ours in place of a result is raised to whoever submitted that item.
         writers: calls that may be in flight at once.
         max_weight: of one call; an item heavier than that is written alone.
         max_waiting: items that may wait; past it :class:`~queen.errors.Overloaded`.
@@ -67,7 +68,7 @@ class Batcher(Generic[Item, Result]):
     def __init__(
         self,
         name: str,
-        write: Callable[[Sequence[Item]], Awaitable[Sequence[Result]]],
+        write: Callable[[Sequence[Item]], Awaitable[Sequence[Result | QueenError]]],
         *,
         writers: int,
         max_weight: int,
@@ -172,7 +173,7 @@ class Batcher(Generic[Item, Result]):
                 self._finish(entry, Error(error))
             return
         for entry, result in zip(batch, results, strict=True):
-            self._finish(entry, Value(result))
+            self._finish(entry, Error(result) if isinstance(result, QueenError) else Value(result))
 
     def _finish(self, entry: _Entry[Item, Result], result: Outcome[Result]) -> None:
         entry.outcome = result

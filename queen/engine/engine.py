@@ -21,7 +21,7 @@ from queen.engine.batcher import Batcher
 from queen.engine.housekeeping import run_housekeeping
 from queen.engine.monitor import Monitor
 from queen.engine.wakeups import UNNAMED, Lot, Topic, Wakeups, hint, hints_of
-from queen.errors import EncryptionUnavailable, QueenError
+from queen.errors import EncryptionUnavailable, QueenError, QueueFull
 from queen.model.message import (
     Ack,
     AckResult,
@@ -180,7 +180,7 @@ class Engine:
         request = PushRequest(messages, producer_sub)
         return await self._pushes.submit(request, MESSAGE_WEIGHT * len(messages) + request.payload_bytes)
 
-    async def _write_pushes(self, requests: Sequence[PushRequest]) -> list[list[PushResult]]:
+    async def _write_pushes(self, requests: Sequence[PushRequest]) -> list[list[PushResult] | QueueFull]:
         results, woken = await self.store.pushes.push(requests)
         self._tell_woken(woken)
         return results

@@ -1,4 +1,5 @@
-"""Retention, eviction and the remains of deleted queues: loops under one nursery, in bounded steps.
+"""Retention, eviction, dead letters of what expired, empty partitions and the remains of deleted queues: loops under
+one nursery, in bounded steps, one server at a time in a bucket.
 
 What is expired is invisible to pops at once (storage looks at the time when it claims); this only frees the space.
 """
@@ -28,6 +29,8 @@ async def run_housekeeping(store: Store, settings: Settings) -> None:
     async with trio.open_nursery() as loops:
         loops.start_soon(_run, store, settings, settings.retention_interval_seconds, _has_retention)
         loops.start_soon(_run, store, settings, settings.eviction_interval_seconds, _has_eviction)
+        loops.start_soon(_bury, store, settings)
+        loops.start_soon(_clean, store, settings)
         loops.start_soon(_forget, store, settings)
 
 
@@ -36,7 +39,31 @@ def _has_retention(queue: Queue) -> bool:
 
 
 def _has_eviction(queue: Queue) -> bool:
-    return queue.options.max_wait_time_seconds > 0
+    return queue.options.max_wait_time_seconds > 0 or queue.options.ttl_enforced
+
+
+async def _bury(store: Store, settings: Settings) -> None:
+    """When a pop has passed something that expired: at once. Else now and then, for what a server left behind."""
+    while True:
+        with trio.move_on_after(settings.eviction_interval_seconds):
+            await store.expiry.wait_noticed()
+        try:
+            buried = await store.expiry.bury()
+            if buried:
+                log.info("expired messages became dead letters", messages=buried)
+        except QueenError as error:
+            log.warning("expired messages did not become dead letters, will try again", error=str(error))
+
+
+async def _clean(store: Store, settings: Settings) -> None:
+    while settings.partition_cleanup_days:
+        await trio.sleep(settings.retention_interval_seconds)
+        try:
+            removed = await store.expiry.clean(settings.partition_cleanup_days, settings.retention_batch)
+            if removed:
+                log.info("empty partitions removed", partitions=removed)
+        except QueenError as error:
+            log.warning("empty partitions not removed, will try again", error=str(error))
 
 
 async def _forget(store: Store, settings: Settings) -> None:
@@ -64,7 +91,7 @@ async def _run(store: Store, settings: Settings, interval_seconds: float, concer
     while True:
         await trio.sleep(interval_seconds)
         try:
-            for queue in await store.catalogue.expiring():
+            for queue in await store.expiry.due():
                 if concerns(queue):
                     removed = await store.expire(queue, settings.retention_batch)
                     if removed:

@@ -13,7 +13,7 @@ from typing import Final
 import msgspec
 import structlog
 
-from queen.errors import MethodNotAllowed, QueenError, RouteNotFound, Unauthenticated
+from queen.errors import MethodNotAllowed, QueenError, QueueFull, RouteNotFound, Unauthenticated
 from queen.routes.call import Call
 
 BODY_STALL_SECONDS: Final = 60.0
@@ -54,6 +54,7 @@ class Problem(msgspec.Struct, frozen=True):
     title: str
     detail: str
     headers: dict[str, str] = {}
+    results: list[dict[str, object]] | None = None  # what became of each item, where the request had several
 
     def encode(self, request_id: str) -> bytes:
         if self.code == RouteNotFound.code:  # as the contract has it: clients probe for features with it
@@ -69,6 +70,7 @@ class Problem(msgspec.Struct, frozen=True):
                 "status": self.status,
                 "detail": self.detail,
                 "instance": f"urn:queen-trio:request:{request_id}",
+                **({} if self.results is None else {"results": self.results}),
             }
         )
 
@@ -89,7 +91,8 @@ def problem_of(error: Exception) -> Problem:
         headers["Allow"] = error.allowed
     if isinstance(error, Unauthenticated):
         headers["WWW-Authenticate"] = "Bearer"
-    return Problem(error.status, error.code, error.title, error.detail, headers)
+    results = error.results if isinstance(error, QueueFull) else None
+    return Problem(error.status, error.code, error.title, error.detail, headers, results)
 
 
 def log_request(

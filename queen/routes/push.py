@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from queen.errors import QueueFull
 from queen.routes.call import Answer, Call, Context
-from queen.routes.wire.push import read_push, write_push
+from queen.routes.wire.push import read_push, refused_results, write_push
 
 
 async def push(context: Context, call: Call) -> Answer:
@@ -13,7 +14,11 @@ async def push(context: Context, call: Call) -> Answer:
         return Answer(201, b"[]")
     call.facts["queue"] = messages[0].queue
     call.facts["partition"] = messages[0].partition
-    results = await context.engine.push(messages, call.producer_sub)
+    try:
+        results = await context.engine.push(messages, call.producer_sub)
+    except QueueFull as error:
+        error.results = refused_results(messages, error)
+        raise
     duplicates = sum(result.duplicate for result in results)
     context.counters.pushed += len(results) - duplicates
     call.facts["duplicates"] = duplicates

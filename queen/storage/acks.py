@@ -47,6 +47,7 @@ _DEAD: Final = """
     INSERT INTO queen.count_changes (bucket, kind, queue_id, amount, group_name)
     SELECT $1, 6, buried.queue_id, 1, $4 FROM buried
 """
+_BACK_OFF: Final = "SELECT queen.back_off($1, NULL, $2, $3)"
 _EXTEND: Final = "SELECT * FROM queen.extend_lease($1, NULL, $2, $3, $4)"
 _STALE_TRIES: Final = 8
 
@@ -153,9 +154,9 @@ class AckFlush:
             )
 
     @property
-    def may_kill(self) -> bool:
-        """Whether a message may go to the dead letter queue, so that the flush needs a transaction."""
-        return any(ack.status in (AckStatus.FAILED, AckStatus.DLQ) for request in self.requests for ack in request)
+    def may_fail(self) -> bool:
+        """Whether a message may become a dead letter or come again later, so that the flush needs a transaction."""
+        return any(ack.status is not AckStatus.COMPLETED for request in self.requests for ack in request)
 
     async def locate(self, connection: Connection) -> None:
         """asyncio flavor. Find every message named."""
@@ -291,7 +292,7 @@ class AckFlush:
         return by_bucket
 
     async def apply(self, connection: Connection, keyring: Keyring) -> None:
-        """asyncio flavor. Move the cursors; where :attr:`may_kill`, inside a transaction. Sets the results."""
+        """asyncio flavor. Move the cursors; where :attr:`may_fail`, inside a transaction. Sets the results."""
         self.results = []
         self.released = []
         self._tallies = {}
@@ -311,18 +312,17 @@ class AckFlush:
                 [entry.run.first for entry in runs],
                 [entry.run.end for entry in runs],
             )
+            again: dict[tuple[UUID, str], None] = {}  # what was given back
             for row, (partition, group, request, _, run) in zip(rows, runs, strict=True):
                 run.lost, run.released, run.dead = row["lost"], row["released"], row["dead"]
                 run.retry_count = row["retry_count"]
                 if row["pending"]:
                     self.released.append(Released(partition.queue, group, partition.name))
-                if not run.lost:
-                    tally = self._tallies.setdefault(partition.queue, [0, 0])
-                    tally[0] += len(run.places)
-                    tally[1] += run.dead
+                if run.released and not run.dead and run.status in (AckStatus.FAILED, AckStatus.RETRY):
+                    again[partition.partition_id, group] = None
                 if run.dead:
-                    error = run.error or "Retries exhausted"
-                    await bury(
+                    # false: retention took the message since it was found; it is passed all the same
+                    run.dead = await bury(
                         connection,
                         bucket,
                         partition.partition_id,
@@ -330,10 +330,17 @@ class AckFlush:
                         group,
                         run.first,
                         run.retry_count,
-                        error,
+                        run.error or "Retries exhausted",
                         keyring,
                     )
+                if not run.lost:
+                    tally = self._tallies.setdefault(partition.queue, [0, 0])
+                    tally[0] += len(run.places)
+                    tally[1] += run.dead
                 self._answer(self.requests[request], self.results[request], partition, run)
+            if again:
+                where, groups = zip(*again, strict=True)
+                await connection.execute(_BACK_OFF, bucket, list(where), list(groups))
 
     @staticmethod
     def _answer(request: Sequence[Ack], results: list[AckResult], partition: _Partition, run: _Run) -> None:
@@ -425,7 +432,7 @@ class Acks:
 
         async def work(connection: Connection) -> None:
             await flush.locate(connection)
-            if flush.may_kill or self._buckets > 1:
+            if flush.may_fail or self._buckets > 1:
                 async with connection.transaction():
                     await flush.apply(connection, self._keyring)
             else:
@@ -474,6 +481,8 @@ class Acks:
             for result in ack_flush.results[0]:
                 if not result.success:
                     return f"ACK operation failed: {result.error or 'unknown status'}"
+            if flush.message_count and (full := await flush.reserve(connection)):
+                return full[0].detail
             return None
 
         for _ in range(_STALE_TRIES):

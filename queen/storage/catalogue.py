@@ -237,15 +237,3 @@ class Catalogue:
             return [row["queue_id"] for row in rows]
 
         return await self._bridge.run(read, writes=False)
-
-    async def expiring(self) -> list[Queue]:
-        """The queues that have something for retention or eviction to do."""
-
-        async def read(connection: Connection) -> list[Queue]:
-            rows = await connection.fetch(
-                SELECT_QUEUE + " WHERE max_wait_time_seconds > 0 OR (retention_enabled"
-                " AND (retention_seconds > 0 OR completed_retention_seconds > 0))"
-            )
-            return [queue_of(row) for row in rows]
-
-        return await self._bridge.run(read, writes=False)

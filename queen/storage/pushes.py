@@ -15,7 +15,7 @@ from uuid import UUID
 
 import msgspec
 
-from queen.errors import EncryptionUnavailable, StorageUnavailable
+from queen.errors import EncryptionUnavailable, QueueFull, StorageUnavailable
 from queen.model.message import NewMessage, PushResult
 from queen.model.queue import Queue
 from queen.observability.activity import Activity
@@ -43,6 +43,8 @@ MAX_KNOWN_PARTITIONS: Final = 100_000
 """Partitions this worker has pushed to lately: for them the check whether they exist is left out."""
 
 _STALE_TRIES: Final = 8
+_HOLD_DELAYS: Final = "SELECT queen.hold_delays($1, $2)"
+_RESERVE: Final = "SELECT queen.reserve($1, NULL, $2, $3, $4)"
 _PUSH: Final = "SELECT * FROM queen.push(" + ", ".join(f"${i}" for i in range(1, 30)) + ")"
 
 
@@ -59,11 +61,15 @@ class Woken:
 
 
 class PushRequest:
-    """One client's messages, in order. ``payload_bytes``: of all its payloads."""
+    """One client's messages, in order. ``payload_bytes``: of all its payloads. ``promised``: they were accepted before,
+    and are stored however full their queues are."""
 
-    __slots__ = ("messages", "payload_bytes", "payloads", "producer_sub")
+    __slots__ = ("messages", "payload_bytes", "payloads", "producer_sub", "promised")
 
-    def __init__(self, messages: Sequence[NewMessage], producer_sub: str | None) -> None:
+    def __init__(
+        self, messages: Sequence[NewMessage], producer_sub: str | None, *, promised: bool = False
+    ) -> None:
+        self.promised = promised
         self.messages = messages
         self.payloads = [message.payload for message in messages]
         self.payload_bytes = sum(map(len, self.payloads))
@@ -122,6 +128,7 @@ class _Call:
 
     def __init__(self, parts: list[_Part], keyring: Keyring, now_ms: int) -> None:
         self.parts = parts
+        self.delayed = sorted({part.queue.queue_id for part in parts if _puts_off(part.queue)})
         self.keyring = keyring
         self.now_ms = now_ms
         self.build()
@@ -236,6 +243,11 @@ class _Call:
                 part.drop(place, f"{prefix}{tail}{INDEX_TEXT[index]}")
 
 
+def _puts_off(queue: Queue) -> bool:
+    """Whether a push to the queue may make something ready later than now."""
+    return queue.options.delayed_processing_seconds > 0 or queue.options.window_buffer_seconds > 0
+
+
 def _message_id(id_prefix: int, partition_id: UUID, index: int) -> str:
     return f"{id_prefix_text(id_prefix)}{id_tail(partition_id)}{index:05x}"
 
@@ -314,6 +326,60 @@ class Flush:
     def partition_ids(self) -> Iterator[UUID]:
         return (part.partition_id for part in self._parts.values())
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether one statement stores it all: one bucket, no queue with a limit or a delay."""
+        return len(self.calls) == 1 and not any(
+            part.queue.options.max_size > 0 or _puts_off(part.queue) for part in self._parts.values()
+        )
+
+    def _wanted(self) -> list[dict[str, int]]:
+        """Per request: the messages that are new to queues with a limit, by queue, of those that have to fit."""
+        limited = {part: set(part.fresh) for part in self._parts.values() if part.queue.options.max_size > 0}
+        wanted: list[dict[str, int]] = []
+        for request, runs in zip(self.requests, self._runs, strict=True):
+            of: dict[str, int] = {}
+            for part, start, end in runs:
+                if part in limited and not request.promised:
+                    fresh = limited[part]
+                    new = sum(place in fresh and place not in part.stored for place in range(start, end))
+                    of[part.queue_name] = of.get(part.queue_name, 0) + new
+            wanted.append(of)
+        return wanted
+
+    async def reserve(self, connection: Connection) -> dict[int, QueueFull]:
+        """asyncio flavor, last in the transaction that has stored it. Take room in the queues with a limit.
+
+        Returns the requests that have to go, by place, when there is not enough for all: those come first get it. The
+        caller rolls back.
+        """
+        wanted = self._wanted()
+        totals: dict[str, int] = {}
+        for of in wanted:
+            for name, new in of.items():
+                totals[name] = totals.get(name, 0) + new
+        queues = {part.queue_name: part.queue for part in self._parts.values() if part.queue_name in totals}
+        homes = {name: bucket_of(queue.queue_id, self._buckets) for name, queue in queues.items()}
+        rooms: dict[str, int] = {}
+        for name in sorted(totals, key=lambda name: (homes[name], queues[name].queue_id)):
+            room = await connection.fetchval(
+                _RESERVE, homes[name], list(range(self._buckets)), queues[name].queue_id, totals[name]
+            )
+            if room is not None:
+                rooms[name] = room
+        refused: dict[int, QueueFull] = {}
+        for at, of in enumerate(wanted):
+            short = [name for name, new in of.items() if new > rooms.get(name, new)]
+            if short:
+                name = short[0]
+                limit = queues[name].options.max_size
+                refused[at] = QueueFull(name, limit, rooms[name], of[name], short[1:])
+            else:
+                for name, new in of.items():
+                    if name in rooms:
+                        rooms[name] -= new
+        return refused
+
     async def store_at_once(self, connection: Connection, *, may_create: bool) -> list[Woken] | str:
         """asyncio flavor. The common way: one bucket, nothing to check: one statement, one commit.
 
@@ -327,6 +393,8 @@ class Flush:
         """asyncio flavor, inside a transaction. All buckets; ids are checked under the locks that are then held."""
         woken: list[Woken] = []
         for bucket, call in self.calls.items():
+            if call.delayed:
+                await connection.execute(_HOLD_DELAYS, bucket, call.delayed)
             checked = probed = False
             while True:
                 rows = await connection.fetch(_PUSH, *call.arguments(bucket, checked=checked, may_create=may_create))
@@ -413,26 +481,44 @@ class Pushes:
         """A flush, unsent."""
         return Flush(requests, self._keyring, self._buckets)
 
-    async def push(self, requests: Sequence[PushRequest]) -> tuple[list[list[PushResult]], list[Woken]]:
-        """Store the messages of all requests in one commit. Atomic: all of them or, with an error, none."""
+    async def push(
+        self, requests: Sequence[PushRequest]
+    ) -> tuple[list[list[PushResult] | QueueFull], list[Woken]]:
+        """Store the messages of all requests in one commit. Atomic: all of them or, with an error, none; but for
+        requests that find no room in a queue, of which nothing is stored: they get that error in place of results."""
+        refused: dict[int, QueueFull] = {}
+        taken = list(range(len(requests)))
         flush = self.flush_of(requests)
         may_create = False
-        for _ in range(_STALE_TRIES):
+        tries = 0
+        while tries < _STALE_TRIES:
+            tries += 1
             await self._catalogue.ensure(flush.queue_names)
             if not flush.prepare(self._catalogue):
                 continue
             may_create = may_create or not all(key in self._known for key in flush.partition_ids)
-            verdict: list[Woken] | str = "check"
-            if len(flush.calls) == 1:
+            verdict: list[Woken] | str | dict[int, QueueFull] = "check"
+            if flush.is_plain:
                 verdict = await self._bridge.run(
                     lambda connection: flush.store_at_once(connection, may_create=may_create)  # noqa: B023  awaited here
                 )
             if verdict == "check":
                 verdict = await self._bridge.run(lambda connection: self._store(connection, flush, may_create))  # noqa: B023
+            if isinstance(verdict, dict):
+                refused.update((taken[at], error) for at, error in verdict.items())
+                taken = [at for at in taken if at not in refused]
+                if not taken:
+                    return [refused[at] for at in range(len(requests))], []
+                flush = self.flush_of([requests[at] for at in taken])
+                tries = 0  # it is a smaller one each time
+                continue
             if not isinstance(verdict, str):
                 self._remember(flush)
                 flush.count(self.activity)
-                return flush.results(), verdict
+                if not refused:
+                    return list(flush.results()), verdict
+                results = dict(zip(taken, flush.results(), strict=True))
+                return [refused[at] if at in refused else results[at] for at in range(len(requests))], verdict
             self.recover(flush, verdict)
             may_create = True
         raise StorageUnavailable(
@@ -447,15 +533,23 @@ class Pushes:
             for name in flush.queue_names:
                 self._catalogue.forget(name)
 
-    async def _store(self, connection: Connection, flush: Flush, may_create: bool) -> list[Woken] | str:
+    async def _store(
+        self, connection: Connection, flush: Flush, may_create: bool
+    ) -> list[Woken] | str | dict[int, QueueFull]:
         """asyncio flavor."""
         transaction = connection.transaction()
         await transaction.start()
+        refused: dict[int, QueueFull] = {}
         try:
             verdict = await flush.store(connection, may_create=may_create)
+            if not isinstance(verdict, str):
+                refused = await flush.reserve(connection)
         except BaseException:
             await transaction.rollback()
             raise
+        if refused:
+            await transaction.rollback()
+            return refused
         if isinstance(verdict, str):
             await transaction.rollback()
         else:

@@ -162,6 +162,8 @@ class Redrive:
                     bucket = bucket_of(letter.place.partition_id, self._buckets)
                     if not await connection.fetchval(_DROP, bucket, letter.place.partition_id, letter.place.offset):
                         verdict = "gone"
+                if not isinstance(verdict, str) and (full := await flush.reserve(connection)):
+                    raise next(iter(full.values()))
             except BaseException:
                 await transaction.rollback()
                 raise

@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from datetime import datetime
 from typing import Final
-from uuid import UUID
 
 import asyncpg
 import outcome
@@ -27,6 +26,7 @@ from queen.storage.claims import Claims
 from queen.storage.connect import Connection, open_connection
 from queen.storage.counts import Counts
 from queen.storage.dead_letters import DeadLetters
+from queen.storage.expiry import Expiry
 from queen.storage.groups import Groups
 from queen.storage.messages import Messages
 from queen.storage.metrics import Metrics
@@ -43,11 +43,6 @@ from queen.storage.translate import CONNECTION_LOST
 _HEALTH_SECONDS: Final = 1.5
 _STARTUP_SECONDS: Final = 5.0
 _STARTUP_PAUSE_SECONDS: Final = 0.1
-_EXPIRE: Final = """
-    SELECT * FROM queen.expire($1, NULL, $2,
-        clock_timestamp() - make_interval(secs => $3), clock_timestamp() - make_interval(secs => $4),
-        coalesce($5, '-infinity'::timestamptz), coalesce($6, '00000000-0000-0000-0000-000000000000'::uuid), $7)
-"""
 _BACKENDS: Final = """
     SELECT a.pid, coalesce(a.state, '') AS state,
         coalesce(a.wait_event_type || ' ' || a.wait_event, '') AS waits_for,
@@ -57,8 +52,6 @@ _BACKENDS: Final = """
         pg_blocking_pids(a.pid) AS blocked_by
     FROM pg_stat_activity a WHERE a.pid = ANY ($1::int[])
 """
-_SWEEP_LOCK: Final = 0x7175_6501
-"""First key of the advisory locks of housekeeping; the second is the bucket."""
 
 
 class Store:
@@ -75,6 +68,8 @@ class Store:
         self.catalogue = Catalogue(bridge, buckets, settings.queue_defaults)
         self.pushes = Pushes(bridge, self.catalogue, keyring, buckets)
         self.claims = Claims(bridge, keyring, buckets)
+        self.expiry = Expiry(bridge, keyring, buckets)
+        self.claims.on_expired = self.expiry.notice
         self.acks = Acks(bridge, self.catalogue, self.pushes, keyring, buckets)
         self.streams = Streams(bridge, self.catalogue, self.pushes, keyring, buckets)
         self.counts = Counts(bridge, buckets)
@@ -110,48 +105,8 @@ class Store:
         return await self._bridge.run(ask, writes=False)
 
     async def expire(self, queue: Queue, limit: int) -> int:
-        """Remove what retention and eviction let go of one queue, in steps of ``limit`` partitions. Returns messages
-        removed. One server at a time does it for a bucket; another's turn is no error."""
-        options = queue.options
-        before = [
-            seconds
-            for seconds in (
-                options.max_wait_time_seconds,
-                options.retention_seconds if options.retention_enabled else 0,
-            )
-            if seconds > 0
-        ]
-        completed = options.completed_retention_seconds if options.retention_enabled else 0
-        removed = 0
-        for bucket in range(self.buckets):
-            after: tuple[datetime | None, UUID | None] = (None, None)
-            while True:
-
-                async def step(connection: Connection) -> tuple[int, int, datetime | None, UUID | None]:
-                    async with connection.transaction():
-                        if not await connection.fetchval(
-                            "SELECT pg_try_advisory_xact_lock($1, $2)",
-                            _SWEEP_LOCK,
-                            bucket,  # noqa: B023
-                        ):
-                            return 0, 0, None, None
-                        row = await connection.fetchrow(
-                            _EXPIRE,
-                            bucket,  # noqa: B023
-                            queue.queue_id,
-                            min(before) if before else None,
-                            completed if completed > 0 else None,
-                            *after,  # noqa: B023
-                            limit,
-                        )
-                        return row["removed"], row["partitions"], row["last_oldest"], row["last_id"]
-
-                gone, seen, oldest, last_id = await self._bridge.run(step)
-                removed += gone
-                after = (oldest, last_id)
-                if seen < limit:
-                    break
-        return removed
+        """See :meth:`queen.storage.expiry.Expiry.expire`."""
+        return await self.expiry.expire(queue, limit)
 
     def doing(self) -> list[DatabaseJob]:
         """The database work at hand."""

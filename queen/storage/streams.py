@@ -145,6 +145,8 @@ class _Work:
             self.pushed = self._flush.results()[0]
         if cycle.ack is not None:
             await self._acknowledge(connection, cycle.ack)
+        if self.refusal is None and cycle.messages and (full := await self._flush.reserve(connection)):
+            self.refusal = full[0].detail
         if cycle.digest is not None or found["last_digest"] is not None:
             answer = _pack(self.pushed) if cycle.digest is not None else None
             await connection.execute(_END, *where, cycle.digest, answer)
