@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 from uuid import UUID
 
 from queen.errors import NotFound
@@ -16,6 +17,8 @@ from queen.routes.wire.dead_letters import (
     write_selected,
 )
 from queen.routes.wire.query import read_query
+
+Done = Literal["redriven", "removed"]
 
 
 async def list_dead_letters(context: Context, call: Call) -> Answer:
@@ -52,12 +55,12 @@ async def remove_dead_letters(context: Context, call: Call) -> Answer:
     return _done(call, selection, "removed", found)
 
 
-async def _look(context: Context, call: Call, selection: Selection, what: str) -> Answer:
+async def _look(context: Context, call: Call, selection: Selection, what: Done) -> Answer:
     found = await context.engine.admin.matching_dead_letters(selection.queue, selection.chosen, selection.limit)
     return _done(call, selection, what, found)
 
 
-def _done(call: Call, selection: Selection, what: str, message_ids: Sequence[UUID] | None) -> Answer:
+def _done(call: Call, selection: Selection, what: Done, message_ids: Sequence[UUID] | None) -> Answer:
     call.facts["queue"], call.facts["dry_run"] = selection.queue, selection.dry_run
     if message_ids is None:
         raise NotFound("Queue not found")

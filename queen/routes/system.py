@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, Literal, NotRequired, TypedDict
 
 import msgspec
 
@@ -18,9 +18,47 @@ class SwitchBody(msgspec.Struct, frozen=True):
     enabled: bool
 
 
+class BufferStats(TypedDict):
+    """Pushes that wait in the spool."""
+
+    pending: int
+    failed: int
+    dbHealthy: bool
+
+
+class Maintenance(TypedDict):
+    """Which switches are on, and what waits because of them."""
+
+    maintenanceMode: bool
+    popMaintenanceMode: bool
+    bufferedMessages: int
+    bufferHealthy: bool
+    bufferStats: BufferStats
+
+
+class PopMaintenance(TypedDict):
+    """Whether pops are switched off."""
+
+    popMaintenanceMode: bool
+    message: NotRequired[str]
+
+
+class NotShared(TypedDict):
+    """Servers share nothing beside the database."""
+
+    enabled: bool
+    reason: str
+
+
+class Notified(TypedDict):
+    """Heard."""
+
+    status: Literal["ok"]
+
+
 _SWITCH: Final = msgspec.json.Decoder(SwitchBody)
 
-_NOT_SHARED: Final = msgspec.json.encode({"enabled": False, "reason": "servers share nothing but the database"})
+_NOT_SHARED: Final = msgspec.json.encode(NotShared(enabled=False, reason="servers share nothing but the database"))
 
 
 def _refuse_switch(body: bytes) -> SwitchBody:
@@ -33,19 +71,21 @@ async def show_maintenance(context: Context, call: Call) -> Answer:
     return Answer(
         200,
         msgspec.json.encode(
-            {
-                "maintenanceMode": False,
-                "popMaintenanceMode": await context.engine.admin.pops_paused(),
-                "bufferedMessages": 0,
-                "bufferHealthy": healthy,
-                "bufferStats": {"pending": 0, "failed": 0, "dbHealthy": healthy},
-            }
+            Maintenance(
+                {
+                    "maintenanceMode": False,
+                    "popMaintenanceMode": await context.engine.admin.pops_paused(),
+                    "bufferedMessages": 0,
+                    "bufferHealthy": healthy,
+                    "bufferStats": {"pending": 0, "failed": 0, "dbHealthy": healthy},
+                }
+            )
         ),
     )
 
 
 async def show_pop_maintenance(context: Context, call: Call) -> Answer:
-    return Answer(200, msgspec.json.encode({"popMaintenanceMode": await context.engine.admin.pops_paused()}))
+    return Answer(200, msgspec.json.encode(PopMaintenance(popMaintenanceMode=await context.engine.admin.pops_paused())))
 
 
 async def switch_pop_maintenance(context: Context, call: Call) -> Answer:
@@ -54,7 +94,7 @@ async def switch_pop_maintenance(context: Context, call: Call) -> Answer:
     await context.engine.admin.pause_pops(paused=enabled)
     call.facts["enabled"] = enabled
     message = "Pop maintenance mode enabled" if enabled else "Pop maintenance mode disabled"
-    return Answer(200, msgspec.json.encode({"popMaintenanceMode": enabled, "message": message}))
+    return Answer(200, msgspec.json.encode(PopMaintenance(popMaintenanceMode=enabled, message=message)))
 
 
 async def show_shared_state(context: Context, call: Call) -> Answer:

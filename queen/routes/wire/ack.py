@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Final
+from typing import Annotated, Final, TypedDict
 
 import msgspec
 from msgspec import Meta
@@ -143,6 +143,19 @@ def to_ack(item: AckBody | BatchedAck, group: str | None, sentences: _AckSentenc
         # PostgreSQL holds no NUL; refusing the ack for its error text would cost the consumer its retry.
         error=item.error.replace("\0", "\N{REPLACEMENT CHARACTER}") if item.error else None,
     )
+
+
+class Acked(TypedDict):
+    """Whether an acknowledgement was accepted, or why not."""
+
+    index: int
+    transactionId: str
+    success: bool
+    error: str | None
+    queueName: str | None
+    partitionName: str | None
+    leaseReleased: bool
+    dlq: bool
 
 
 def write_acks(results: Sequence[AckResult]) -> bytes:

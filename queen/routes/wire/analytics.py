@@ -5,21 +5,301 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
-from typing import Any, Final
+from typing import Any, Final, TypedDict
 
 import msgspec
 
 from queen.model.metrics import ParkedPoint, Process, QueuePoint, Samples, Tally, Window, WorkerPoint
-from queen.routes.wire.body import format_time
+from queen.routes.wire.body import (
+    TimeText,
+    format_time,
+)
 from queen.routes.wire.status import Moment, by_worker, moments_of, whole
-from queen.routes.wire.window import time_range
+from queen.routes.wire.window import TimeRange, time_range
 
 
-def _head(window: Window, points: int) -> dict[str, object]:
+def _head(window: Window, points: int) -> SeriesHead:
     return {"timeRange": time_range(window), "bucketMinutes": window.minutes, "pointCount": points}
 
 
-def _moment(moment: Moment, window: Window) -> dict[str, object]:
+class SeriesHead(TypedDict):
+    """The window of a series and the length of its steps."""
+
+    timeRange: TimeRange
+    bucketMinutes: int
+    pointCount: int
+
+
+class WorkPoint(TypedDict):
+    """What all workers did and were in one step of time."""
+
+    timestamp: TimeText
+    pushMessages: int
+    popMessages: int
+    ackMessages: int
+    pushRequests: int
+    popRequests: int
+    ackRequests: int
+    jobsDone: int
+    pushPerSecond: float
+    popPerSecond: float
+    ackPerSecond: float
+    avgEventLoopLagMs: float
+    maxEventLoopLagMs: float
+    avgFreeSlots: float
+    minFreeSlots: int
+    dbConnections: int
+    avgJobQueueSize: float
+    maxJobQueueSize: int
+    backoffSize: int
+    avgLagMs: float
+    maxLagMs: int
+    lagCount: int
+    dbErrors: int
+    ackSuccess: int
+    ackFailed: int
+    dlqCount: int
+
+
+class WorkerEntry(TypedDict):
+    """A worker over the whole window."""
+
+    hostname: str
+    workerId: str
+    pid: int
+    lastSeen: TimeText
+    live: bool
+    avgEventLoopLagMs: float
+    maxEventLoopLagMs: float
+    freeSlots: int
+    dbConnections: int
+    jobQueueSize: int
+    jobsDone: int
+    pushMessages: int
+    popMessages: int
+    ackMessages: int
+
+
+class QueueLagEntry(TypedDict):
+    """How long messages of a queue lay before they were delivered."""
+
+    queueName: str
+    popCount: int
+    avgLagMs: float
+    maxLagMs: int
+
+
+class WorkSummary(TypedDict):
+    """Everything in the window."""
+
+    totalPushMessages: int
+    totalPopMessages: int
+    totalAckMessages: int
+    totalAckFailed: int
+    totalDlqMessages: int
+    pendingMessages: int
+
+
+class WorkerMetrics(SeriesHead):
+    """What workers did; steps of time newest first."""
+
+    timeSeries: list[WorkPoint]
+    workers: list[WorkerEntry]
+    queues: list[QueueLagEntry]
+    summary: WorkSummary
+
+
+class Statistic(TypedDict):
+    """A measurement in one step of time."""
+
+    avg: float
+    min: float
+    max: float
+    last: float
+
+
+class CpuGauges(TypedDict):
+    """CPU, microseconds a second."""
+
+    user_us: Statistic
+    system_us: Statistic
+
+
+class MemoryGauges(TypedDict):
+    """Memory."""
+
+    rss_bytes: Statistic
+    virtual_bytes: Statistic
+
+
+class DatabaseGauges(TypedDict):
+    """Connections to PostgreSQL."""
+
+    pool_size: Statistic
+    pool_idle: Statistic
+    pool_active: Statistic
+
+
+class PoolGauges(TypedDict):
+    """Tasks, and what waits for one."""
+
+    pool_size: Statistic
+    queue_size: Statistic
+
+
+class ThreadpoolGauges(TypedDict):
+    """Tasks by kind."""
+
+    db: PoolGauges
+    system: PoolGauges
+
+
+class RegistryGauges(TypedDict):
+    """Pops that wait for a message."""
+
+    response: Statistic
+
+
+class SharedNothing(TypedDict):
+    """Servers share nothing beside the database."""
+
+    enabled: bool
+
+
+class SystemGauges(TypedDict):
+    """What a worker measured."""
+
+    cpu: CpuGauges
+    memory: MemoryGauges
+    database: DatabaseGauges
+    threadpool: ThreadpoolGauges
+    registries: RegistryGauges
+    shared_state: SharedNothing
+
+
+class SystemPoint(TypedDict):
+    """A worker in one step of time."""
+
+    timestamp: TimeText
+    sampleCount: int
+    metrics: SystemGauges
+
+
+class Replica(TypedDict):
+    """A worker and its measurements."""
+
+    hostname: str
+    port: int
+    workerId: str
+    timeSeries: list[SystemPoint]
+
+
+class SystemMetrics(SeriesHead):
+    """What workers measured."""
+
+    replicaCount: int
+    replicas: list[Replica]
+
+
+class QueueLagPoint(QueueLagEntry):
+    """The same in one step of time."""
+
+    bucketTime: TimeText
+
+
+class QueueOpsPoint(TypedDict):
+    """What was done on a queue in one step of time."""
+
+    bucket: TimeText
+    queueName: str
+    pushRequests: int
+    pushMessages: int
+    popMessages: int
+    popEmpty: int
+    ackRequests: int
+    ackSuccess: int
+    ackFailed: int
+    transactions: int
+    partitionsCreated: int
+    partitionsDeleted: int
+    partitionCount: int
+    avgLagMs: float
+    maxLagMs: int
+    pushPerSecond: float
+    popPerSecond: float
+    ackPerSecond: float
+    emptyPerSecond: float
+    parkedCount: int
+
+
+class QueueOps(TypedDict):
+    """What was done on queues."""
+
+    timeRange: TimeRange
+    bucketMinutes: int
+    series: list[QueueOpsPoint]
+    queues: list[str]
+
+
+class ParkedEntry(TypedDict):
+    """Pops that waited on a queue at a worker in one step of time."""
+
+    bucket: TimeText
+    queueName: str
+    hostname: str
+    workerId: str
+    parkedCount: int
+
+
+class ReplicaName(TypedDict):
+    """A worker."""
+
+    hostname: str
+    workerId: str
+
+
+class Parked(TypedDict):
+    """Pops that waited."""
+
+    timeRange: TimeRange
+    bucketMinutes: int
+    series: list[ParkedEntry]
+    replicas: list[ReplicaName]
+
+
+class RemovedCounts(TypedDict):
+    """Messages that retention and eviction removed."""
+
+    retentionMsgs: int
+    completedRetentionMsgs: int
+    evictionMsgs: int
+    totalMsgs: int
+    eventCount: int
+
+
+class RemovedPoint(RemovedCounts):
+    """The same in one step of time."""
+
+    bucket: TimeText
+
+
+class PostgresAnswer(TypedDict):
+    """What PostgreSQL says of itself, by subject: beside these, rows with the names of their columns."""
+
+    timestamp: TimeText
+    bufferUsage: list[dict[str, Any]]
+
+
+class Retention(TypedDict):
+    """What retention and eviction removed."""
+
+    timeRange: TimeRange
+    bucketMinutes: int
+    series: list[RemovedPoint]
+    totals: RemovedCounts
+
+
+def _moment(moment: Moment, window: Window) -> WorkPoint:
     tally, samples, seconds = moment.tally, moment.samples, window.minutes * 60
     return {
         "timestamp": format_time(moment.at),
@@ -65,48 +345,50 @@ def write_worker_metrics(
         done.add(point.tally)
     seen = {(process.hostname, process.worker_id): process for process in processes}
     return msgspec.json.encode(
-        {
-            **_head(window, len(moments)),
-            "timeSeries": [_moment(moment, window) for moment in moments],
-            "workers": [
-                {
-                    "hostname": hostname,
-                    "workerId": worker_id,
-                    "pid": points[-1].pid,
-                    "lastSeen": format_time(
-                        seen[hostname, worker_id].seen_at if (hostname, worker_id) in seen else points[-1].at
-                    ),
-                    "live": (hostname, worker_id) in seen,
-                    "avgEventLoopLagMs": round(whole(points).average("loop_lag_ms"), 2),
-                    "maxEventLoopLagMs": round(whole(points).greatest("loop_lag_ms"), 2),
-                    "freeSlots": int(points[-1].samples.last("pool_idle")),
-                    "dbConnections": int(points[-1].samples.last("pool_size")),
-                    "jobQueueSize": int(points[-1].samples.last("pool_waiting")),
-                    "jobsDone": sum(point.work.get("jobs", 0) for point in points),
-                    "pushMessages": sum(point.work.get("push_messages", 0) for point in points),
-                    "popMessages": sum(point.work.get("pop_messages", 0) for point in points),
-                    "ackMessages": sum(point.work.get("ack_success", 0) for point in points),
-                }
-                for (hostname, worker_id), points in by_worker(workers).items()
-            ],
-            "queues": [
-                {
-                    "queueName": queue,
-                    "popCount": tally.pop_messages,
-                    "avgLagMs": round(tally.average_lag_ms, 1),
-                    "maxLagMs": tally.lag_max_ms,
-                }
-                for queue, tally in _by_queue(queues).items()
-            ],
-            "summary": {
-                "totalPushMessages": done.push_messages,
-                "totalPopMessages": done.pop_messages,
-                "totalAckMessages": done.ack_success,
-                "totalAckFailed": done.ack_failed,
-                "totalDlqMessages": done.dead_letters,
-                "pendingMessages": pending,
-            },
-        }
+        WorkerMetrics(
+            {
+                **_head(window, len(moments)),
+                "timeSeries": [_moment(moment, window) for moment in moments],
+                "workers": [
+                    {
+                        "hostname": hostname,
+                        "workerId": worker_id,
+                        "pid": points[-1].pid,
+                        "lastSeen": format_time(
+                            seen[hostname, worker_id].seen_at if (hostname, worker_id) in seen else points[-1].at
+                        ),
+                        "live": (hostname, worker_id) in seen,
+                        "avgEventLoopLagMs": round(whole(points).average("loop_lag_ms"), 2),
+                        "maxEventLoopLagMs": round(whole(points).greatest("loop_lag_ms"), 2),
+                        "freeSlots": int(points[-1].samples.last("pool_idle")),
+                        "dbConnections": int(points[-1].samples.last("pool_size")),
+                        "jobQueueSize": int(points[-1].samples.last("pool_waiting")),
+                        "jobsDone": sum(point.work.get("jobs", 0) for point in points),
+                        "pushMessages": sum(point.work.get("push_messages", 0) for point in points),
+                        "popMessages": sum(point.work.get("pop_messages", 0) for point in points),
+                        "ackMessages": sum(point.work.get("ack_success", 0) for point in points),
+                    }
+                    for (hostname, worker_id), points in by_worker(workers).items()
+                ],
+                "queues": [
+                    {
+                        "queueName": queue,
+                        "popCount": tally.pop_messages,
+                        "avgLagMs": round(tally.average_lag_ms, 1),
+                        "maxLagMs": tally.lag_max_ms,
+                    }
+                    for queue, tally in _by_queue(queues).items()
+                ],
+                "summary": {
+                    "totalPushMessages": done.push_messages,
+                    "totalPopMessages": done.pop_messages,
+                    "totalAckMessages": done.ack_success,
+                    "totalAckFailed": done.ack_failed,
+                    "totalDlqMessages": done.dead_letters,
+                    "pendingMessages": pending,
+                },
+            }
+        )
     )
 
 
@@ -117,10 +399,10 @@ def _by_queue(points: Sequence[QueuePoint]) -> dict[str, Tally]:
     return dict(sorted(queues.items()))
 
 
-_NONE: Final = {"avg": 0, "min": 0, "max": 0, "last": 0}
+_NONE: Final[Statistic] = {"avg": 0, "min": 0, "max": 0, "last": 0}
 
 
-def _spread(samples: Samples, gauge: str) -> dict[str, float]:
+def _spread(samples: Samples, gauge: str) -> Statistic:
     return {
         "avg": round(samples.average(gauge), 3),
         "min": round(samples.least(gauge), 3),
@@ -132,23 +414,25 @@ def _spread(samples: Samples, gauge: str) -> dict[str, float]:
 def write_system_metrics(window: Window, workers: Sequence[WorkerPoint], port: int) -> bytes:
     replicas = by_worker(workers)
     return msgspec.json.encode(
-        {
-            **_head(window, len({point.at for point in workers})),
-            "replicaCount": len(replicas),
-            "replicas": [
-                {
-                    "hostname": hostname,
-                    "port": port,
-                    "workerId": worker_id,
-                    "timeSeries": [_system_point(point) for point in points],
-                }
-                for (hostname, worker_id), points in replicas.items()
-            ],
-        }
+        SystemMetrics(
+            {
+                **_head(window, len({point.at for point in workers})),
+                "replicaCount": len(replicas),
+                "replicas": [
+                    {
+                        "hostname": hostname,
+                        "port": port,
+                        "workerId": worker_id,
+                        "timeSeries": [_system_point(point) for point in points],
+                    }
+                    for (hostname, worker_id), points in replicas.items()
+                ],
+            }
+        )
     )
 
 
-def _system_point(point: WorkerPoint) -> dict[str, object]:
+def _system_point(point: WorkerPoint) -> SystemPoint:
     samples = point.samples
     return {
         "timestamp": format_time(point.at),
@@ -176,17 +460,19 @@ def _system_point(point: WorkerPoint) -> dict[str, object]:
 
 def write_queue_lag(points: Sequence[QueuePoint]) -> bytes:
     return msgspec.json.encode(
-        [
-            {
-                "queueName": point.queue,
-                "popCount": point.tally.pop_messages,
-                "avgLagMs": round(point.tally.average_lag_ms, 1),
-                "maxLagMs": point.tally.lag_max_ms,
-                "bucketTime": format_time(point.at),
-            }
-            for point in points
-            if point.tally.lag_count
-        ]
+        list[QueueLagPoint](
+            [
+                {
+                    "queueName": point.queue or "",
+                    "popCount": point.tally.pop_messages,
+                    "avgLagMs": round(point.tally.average_lag_ms, 1),
+                    "maxLagMs": point.tally.lag_max_ms,
+                    "bucketTime": format_time(point.at),
+                }
+                for point in points
+                if point.tally.lag_count
+            ]
+        )
     )
 
 
@@ -199,7 +485,7 @@ def write_queue_ops(
         waiting[pops.at, pops.queue] = waiting.get((pops.at, pops.queue), 0) + pops.parked
     tallies = {(point.at, point.queue or ""): point.tally for point in points}
     keys = sorted({*tallies, *waiting}, key=lambda key: (-key[0].timestamp(), key[1]))
-    series = []
+    series: list[QueueOpsPoint] = []
     for at, queue in keys:
         tally = tallies.get((at, queue)) or Tally()
         series.append(
@@ -227,33 +513,37 @@ def write_queue_ops(
             }
         )
     return msgspec.json.encode(
-        {
-            "timeRange": time_range(window),
-            "bucketMinutes": window.minutes,
-            "series": series,
-            "queues": sorted({queue for _, queue in keys}),
-        }
+        QueueOps(
+            {
+                "timeRange": time_range(window),
+                "bucketMinutes": window.minutes,
+                "series": series,
+                "queues": sorted({queue for _, queue in keys}),
+            }
+        )
     )
 
 
 def write_parked(window: Window, parked: Sequence[ParkedPoint]) -> bytes:
     replicas = sorted({(pops.hostname, pops.worker_id) for pops in parked})
     return msgspec.json.encode(
-        {
-            "timeRange": time_range(window),
-            "bucketMinutes": window.minutes,
-            "series": [
-                {
-                    "bucket": format_time(pops.at),
-                    "queueName": pops.queue,
-                    "hostname": pops.hostname,
-                    "workerId": pops.worker_id,
-                    "parkedCount": pops.parked,
-                }
-                for pops in parked
-            ],
-            "replicas": [{"hostname": hostname, "workerId": worker_id} for hostname, worker_id in replicas],
-        }
+        Parked(
+            {
+                "timeRange": time_range(window),
+                "bucketMinutes": window.minutes,
+                "series": [
+                    {
+                        "bucket": format_time(pops.at),
+                        "queueName": pops.queue,
+                        "hostname": pops.hostname,
+                        "workerId": pops.worker_id,
+                        "parkedCount": pops.parked,
+                    }
+                    for pops in parked
+                ],
+                "replicas": [{"hostname": hostname, "workerId": worker_id} for hostname, worker_id in replicas],
+            }
+        )
     )
 
 
@@ -262,16 +552,18 @@ def write_retention(window: Window, points: Sequence[QueuePoint]) -> bytes:
     for point in points:
         total.add(point.tally)
     return msgspec.json.encode(
-        {
-            "timeRange": time_range(window),
-            "bucketMinutes": window.minutes,
-            "series": [{"bucket": format_time(point.at), **_removed(point.tally)} for point in points],
-            "totals": _removed(total),
-        }
+        Retention(
+            {
+                "timeRange": time_range(window),
+                "bucketMinutes": window.minutes,
+                "series": [{"bucket": format_time(point.at), **_removed(point.tally)} for point in points],
+                "totals": _removed(total),
+            }
+        )
     )
 
 
-def _removed(tally: Tally) -> dict[str, int]:
+def _removed(tally: Tally) -> RemovedCounts:
     return {
         "retentionMsgs": tally.retention_messages,
         "completedRetentionMsgs": tally.completed_messages,

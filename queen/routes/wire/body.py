@@ -32,7 +32,7 @@ Text = Annotated[str, Meta(min_length=1)]
 UuidText = Annotated[str, Meta(extra_json_schema={"format": "uuid"})]
 """A UUID as text, in the type of a field; any writing of one that Python reads is accepted too."""
 
-Moment = Annotated[str, Meta(extra_json_schema={"format": "date-time"})]
+TimeText = Annotated[str, Meta(extra_json_schema={"format": "date-time"})]
 """A time as text, in the type of a field; any ISO 8601 time is accepted too."""
 
 Json = Annotated[msgspec.Raw, Meta(description="Any JSON value.")]

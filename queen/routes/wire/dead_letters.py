@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Annotated, Final
+from typing import Annotated, Final, Literal, NotRequired, TypedDict
 from uuid import UUID
 
 import msgspec
@@ -14,8 +14,9 @@ from queen.errors import InvalidRequest
 from queen.model.browse import DeadLetterFilter
 from queen.routes.wire.body import (
     INT32_MAX,
-    Moment,
+    Json,
     Name,
+    TimeText,
     UuidText,
     body_fields,
     check_name,
@@ -83,8 +84,8 @@ class RedriveBody(msgspec.Struct, frozen=True, kw_only=True):
     queue: Name
     partition: Name | None = None
     group: Name | None = field(name="consumerGroup", default=None)
-    failed_from: Moment | None = field(name="from", default=None)
-    failed_to: Moment | None = field(name="to", default=None)
+    failed_from: TimeText | None = field(name="from", default=None)
+    failed_to: TimeText | None = field(name="to", default=None)
     error: Annotated[str | None, Meta(description="A part of the reason.")] = None
     message_id: UuidText | None = field(name="messageId", default=None)
     limit: Annotated[int, Meta(ge=1, le=MAX_SELECTION)] | None = None
@@ -176,32 +177,90 @@ def _uuid(text: str | None) -> UUID | None:
         raise InvalidRequest("messageId must be a UUID") from None
 
 
-def write_selected(selection: Selection, what: str, message_ids: Sequence[UUID]) -> bytes:
+class Selected(TypedDict):
+    """Dead letters that were chosen, and what became of them; ``messageIds`` names the first of them."""
+
+    queue: str
+    matched: int
+    redriven: NotRequired[int]
+    removed: NotRequired[int]
+    dryRun: bool
+    messageIds: list[UuidText]
+
+
+class Page(TypedDict):
+    """Which part of a list this is."""
+
+    limit: int
+    offset: int
+
+
+class DeadLetterEntry(TypedDict):
+    """A dead letter."""
+
+    id: UuidText
+    messageId: UuidText
+    transactionId: str
+    partitionId: UuidText
+    queue: str
+    partition: str
+    queueName: str
+    partitionName: str
+    namespace: str
+    task: str
+    consumerGroup: str
+    errorMessage: str
+    retryCount: int
+    data: Json
+    producerSub: str | None
+    traceId: UuidText | None
+    createdAt: TimeText
+    failedAt: TimeText
+    originalCreatedAt: TimeText
+    movedToDlqAt: TimeText
+
+
+class DeadLetterList(TypedDict):
+    """Dead letters, newest failure first."""
+
+    messages: list[DeadLetterEntry]
+    total: int
+    limit: int
+    offset: int
+    pagination: Page
+
+
+def write_selected(selection: Selection, what: Literal["redriven", "removed"], message_ids: Sequence[UUID]) -> bytes:
     """``what`` was done, in the past tense, with how many, and with which of them first."""
-    return msgspec.json.encode(
-        {
-            "queue": selection.queue,
-            "matched": len(message_ids),
-            what: 0 if selection.dry_run else len(message_ids),
-            "dryRun": selection.dry_run,
-            "messageIds": [str(message_id) for message_id in message_ids[:SHOWN]],
-        }
-    )
+    done = 0 if selection.dry_run else len(message_ids)
+    answer: Selected = {
+        "queue": selection.queue,
+        "matched": len(message_ids),
+        "dryRun": selection.dry_run,
+        "messageIds": [str(message_id) for message_id in message_ids[:SHOWN]],
+    }
+    if what == "redriven":
+        answer["redriven"] = done
+    else:
+        answer["removed"] = done
+    return msgspec.json.encode(answer)
 
 
 def write_dead_letters(asked: DeadLetterQuery, total: int, letters: Sequence[DeadLetter]) -> bytes:
     return msgspec.json.encode(
-        {
-            "messages": [_dead_letter(letter) for letter in letters],
-            "total": total,
-            "limit": asked.limit,
-            "offset": asked.offset,
-            "pagination": {"limit": asked.limit, "offset": asked.offset},
-        }
+        DeadLetterList(
+            {
+                "messages": [_dead_letter(letter) for letter in letters],
+                "total": total,
+                "limit": asked.limit,
+                "offset": asked.offset,
+                "pagination": {"limit": asked.limit, "offset": asked.offset},
+            }
+        )
     )
 
 
-def _dead_letter(letter: DeadLetter) -> dict[str, object]:
+def _dead_letter(letter: DeadLetter) -> DeadLetterEntry:
     message_id = str(letter.message_id)
     line = read_line(letter.line, message_id[:24])
     created_at, failed_at = format_time(letter.created_at), format_time(letter.failed_at)

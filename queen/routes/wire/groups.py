@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Annotated, Final
+from typing import Annotated, Final, Literal, NotRequired, TypedDict
 
 import msgspec
 from msgspec import Meta, field
@@ -13,7 +13,8 @@ from queen.errors import InvalidRequest
 from queen.model.status import GroupPosition, GroupStatus
 from queen.routes.wire.body import (
     INT32_MAX,
-    Moment,
+    TimeText,
+    UuidText,
     body_fields,
     decode_body,
     format_time,
@@ -46,14 +47,14 @@ class LaggingQuery(msgspec.Struct, frozen=True, kw_only=True):
 class SubscriptionBody(msgspec.Struct, frozen=True, kw_only=True):
     """Where a group starts the next time it starts over."""
 
-    at: Moment = field(name="subscriptionTimestamp")
+    at: TimeText = field(name="subscriptionTimestamp")
 
 
 class SeekBody(msgspec.Struct, frozen=True, kw_only=True):
     """Where to move a group: to the end, or else behind what was created up to a time, or else to an offset."""
 
     to_end: bool | None = field(name="toEnd", default=None)
-    timestamp: Moment | None = None
+    timestamp: TimeText | None = None
     offset: Annotated[int, Meta(ge=0, le=2**63 - 1)] | None = None
 
 
@@ -114,7 +115,99 @@ def _time(text: str, name: str) -> datetime:
     return moment
 
 
-def _state(group: GroupStatus) -> str:
+class GroupEntry(TypedDict):
+    """A consumer group on one queue. Lagging: more than 300 s behind; dead: behind, and nobody consumes."""
+
+    name: str
+    queueName: str
+    topics: list[str]
+    members: int
+    partitionsWithLag: int
+    totalLag: int
+    maxTimeLag: float
+    state: Literal["Stable", "Lagging", "Dead"]
+    subscriptionMode: str | None
+    subscriptionTimestamp: TimeText | None
+    subscriptionCreatedAt: TimeText | None
+
+
+class LaggingEntry(TypedDict):
+    """A partition in which a group is behind."""
+
+    consumer_group: str
+    queue_name: str
+    partition_name: str
+    partition_id: UuidText
+    worker_id: str | None
+    offset_lag: int
+    time_lag_seconds: int
+    lag_hours: float
+    oldest_unconsumed_at: TimeText | None
+    last_consumed_at: TimeText | None
+
+
+class PositionEntry(TypedDict):
+    """Where a group is in a partition."""
+
+    partition: str
+    partitionId: UuidText
+    workerId: str | None
+    lastConsumedAt: TimeText | None
+    totalConsumed: int
+    offsetLag: int
+    timeLagSeconds: int
+    leaseActive: bool
+
+
+class Positions(TypedDict):
+    """Where a group is on a queue."""
+
+    partitions: list[PositionEntry]
+
+
+class DeletedGroup(TypedDict):
+    """What went with a group."""
+
+    success: bool
+    consumerGroup: str
+    queueName: NotRequired[str]
+    deletedPartitions: int
+    metadataDeleted: bool
+
+
+class Subscribed(TypedDict):
+    """Where a group starts from now on."""
+
+    success: bool
+    consumerGroup: str
+    newTimestamp: TimeText
+    rowsUpdated: int
+
+
+class MovedGroup(TypedDict):
+    """Where a group was moved."""
+
+    success: bool
+    consumerGroup: str
+    queueName: str
+    seekToEnd: bool
+    targetTimestamp: TimeText | None
+    targetOffset: int | None
+    partitionsUpdated: int
+
+
+class MovedPartition(TypedDict):
+    """Whether a group was moved in a partition, and to which message."""
+
+    success: bool
+    consumerGroup: str
+    queueName: str
+    partitionName: str
+    updated: bool
+    cursorMovedTo: UuidText | None
+
+
+def _state(group: GroupStatus) -> Literal["Stable", "Lagging", "Dead"]:
     if group.ahead and not group.members:
         return "Dead"
     return "Lagging" if group.lag_seconds > LAGGING_SECONDS else "Stable"
@@ -122,42 +215,46 @@ def _state(group: GroupStatus) -> str:
 
 def write_groups(groups: Sequence[GroupStatus]) -> bytes:
     return msgspec.json.encode(
-        [
-            {
-                "name": group.name,
-                "queueName": group.queue,
-                "topics": [group.queue],
-                "members": group.members,
-                "partitionsWithLag": group.lag.partitions,
-                "totalLag": group.ahead,
-                "maxTimeLag": round(group.lag_seconds, 3),
-                "state": _state(group),
-                "subscriptionMode": group.mode,
-                "subscriptionTimestamp": time_or_null(group.start_at),
-                "subscriptionCreatedAt": format_time(group.created_at),
-            }
-            for group in groups
-        ]
+        list[GroupEntry](
+            [
+                {
+                    "name": group.name,
+                    "queueName": group.queue,
+                    "topics": [group.queue],
+                    "members": group.members,
+                    "partitionsWithLag": group.lag.partitions,
+                    "totalLag": group.ahead,
+                    "maxTimeLag": round(group.lag_seconds, 3),
+                    "state": _state(group),
+                    "subscriptionMode": group.mode,
+                    "subscriptionTimestamp": time_or_null(group.start_at),
+                    "subscriptionCreatedAt": format_time(group.created_at),
+                }
+                for group in groups
+            ]
+        )
     )
 
 
 def write_lagging(positions: Sequence[GroupPosition]) -> bytes:
     return msgspec.json.encode(
-        [
-            {
-                "consumer_group": position.group,
-                "queue_name": position.queue,
-                "partition_name": position.partition,
-                "partition_id": str(position.partition_id),
-                "worker_id": _worker(position),
-                "offset_lag": position.ahead,
-                "time_lag_seconds": int(position.lag_seconds),
-                "lag_hours": round(position.lag_seconds / 3600, 2),
-                "oldest_unconsumed_at": time_or_null(position.oldest_at),
-                "last_consumed_at": time_or_null(position.consumed_at),
-            }
-            for position in positions
-        ]
+        list[LaggingEntry](
+            [
+                {
+                    "consumer_group": position.group,
+                    "queue_name": position.queue,
+                    "partition_name": position.partition,
+                    "partition_id": str(position.partition_id),
+                    "worker_id": _worker(position),
+                    "offset_lag": position.ahead,
+                    "time_lag_seconds": int(position.lag_seconds),
+                    "lag_hours": round(position.lag_seconds / 3600, 2),
+                    "oldest_unconsumed_at": time_or_null(position.oldest_at),
+                    "last_consumed_at": time_or_null(position.consumed_at),
+                }
+                for position in positions
+            ]
+        )
     )
 
 
@@ -168,67 +265,73 @@ def _worker(position: GroupPosition) -> str | None:
 
 def write_positions(queues: Mapping[str, Sequence[GroupPosition]]) -> bytes:
     return msgspec.json.encode(
-        {
-            queue: {
-                "partitions": [
-                    {
-                        "partition": position.partition,
-                        "partitionId": str(position.partition_id),
-                        "workerId": _worker(position),
-                        "lastConsumedAt": time_or_null(position.consumed_at),
-                        "totalConsumed": position.committed,
-                        "offsetLag": position.ahead,
-                        "timeLagSeconds": int(position.lag_seconds),
-                        "leaseActive": position.lease_id is not None,
-                    }
-                    for position in positions
-                ]
+        dict[str, Positions](
+            {
+                queue: {
+                    "partitions": [
+                        {
+                            "partition": position.partition,
+                            "partitionId": str(position.partition_id),
+                            "workerId": _worker(position),
+                            "lastConsumedAt": time_or_null(position.consumed_at),
+                            "totalConsumed": position.committed,
+                            "offsetLag": position.ahead,
+                            "timeLagSeconds": int(position.lag_seconds),
+                            "leaseActive": position.lease_id is not None,
+                        }
+                        for position in positions
+                    ]
+                }
+                for queue, positions in queues.items()
             }
-            for queue, positions in queues.items()
-        }
+        )
     )
 
 
 def write_deleted_group(group: str, queue: str | None, partitions: int, *, metadata: bool) -> bytes:
-    return msgspec.json.encode(
-        {
-            "success": True,
-            "consumerGroup": group,
-            **({} if queue is None else {"queueName": queue}),
-            "deletedPartitions": partitions,
-            "metadataDeleted": metadata,
-        }
-    )
+    answer: DeletedGroup = {
+        "success": True,
+        "consumerGroup": group,
+        "deletedPartitions": partitions,
+        "metadataDeleted": metadata,
+    }
+    if queue is not None:
+        answer["queueName"] = queue
+    return msgspec.json.encode(answer)
 
 
 def write_subscribed(group: str, at: datetime, rows: int) -> bytes:
     return msgspec.json.encode(
-        {"success": True, "consumerGroup": group, "newTimestamp": format_time(at), "rowsUpdated": rows}
+        Subscribed(success=True, consumerGroup=group, newTimestamp=format_time(at), rowsUpdated=rows)
     )
 
 
 def write_moved(group: str, queue: str, target: Target, moved: Moved) -> bytes:
     return msgspec.json.encode(
-        {
-            "success": True,
-            "consumerGroup": group,
-            "queueName": queue,
-            "seekToEnd": target.to == "end",
-            "targetTimestamp": time_or_null(target.at),
-            "targetOffset": target.offset,
-            "partitionsUpdated": moved.cursors,
-        }
+        MovedGroup(
+            {
+                "success": True,
+                "consumerGroup": group,
+                "queueName": queue,
+                "seekToEnd": target.to == "end",
+                "targetTimestamp": time_or_null(target.at),
+                "targetOffset": target.offset,
+                "partitionsUpdated": moved.cursors,
+            }
+        )
     )
 
 
 def write_moved_partition(group: str, queue: str, partition: str, moved: Moved) -> bytes:
     return msgspec.json.encode(
-        {
-            "success": True,
-            "consumerGroup": group,
-            "queueName": queue,
-            "partitionName": partition,
-            "updated": moved.cursors > 0,
-            "cursorMovedTo": None if moved.message_id is None else str(moved.message_id),
-        }
+        MovedPartition(
+            {
+                "success": True,
+                "consumerGroup": group,
+                "queueName": queue,
+                "partitionName": partition,
+                "updated": moved.cursors > 0,
+                "cursorMovedTo": None if moved.message_id is None else str(moved.message_id),
+            }
+        )
     )

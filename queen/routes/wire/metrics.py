@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
-from typing import Final
+from typing import Final, TypedDict
 
 import msgspec
 
@@ -30,34 +30,82 @@ def gauge_sum(processes: Iterable[Process], name: str) -> float:
     return sum(process.state.gauges.get(name, 0.0) for process in processes)
 
 
+class Rate(TypedDict):
+    """How many, and how many a second lately."""
+
+    total: int
+    rate: float
+
+
+class PoolCounts(TypedDict):
+    """Connections to PostgreSQL."""
+
+    poolSize: int
+    idleConnections: int
+    waitingRequests: int
+
+
+class MemoryBytes(TypedDict):
+    """Memory of all workers."""
+
+    rss: int
+    heapTotal: int
+    heapUsed: int
+    external: int
+    arrayBuffers: int
+
+
+class CpuTime(TypedDict):
+    """CPU of all workers, in microseconds."""
+
+    user: int
+    system: int
+
+
+class MetricsAnswer(TypedDict):
+    """All servers on this database in a few numbers."""
+
+    uptime: float
+    requests: Rate
+    messages: Rate
+    database: PoolCounts
+    memory: MemoryBytes
+    cpu: CpuTime
+
+
 def write_metrics(metrics: ServerMetrics) -> bytes:
     rss_bytes = int(gauge_sum(metrics.processes, "rss_bytes"))
     return msgspec.json.encode(
-        {
-            "uptime": round(metrics.uptime_seconds, 1),
-            "requests": {
-                "total": metrics.cluster.get("requests", 0),
-                "rate": round(metrics.recent.get("requests", 0.0), 2),
-            },
-            "messages": {
-                "total": metrics.cluster.get("push_messages", 0),
-                "rate": round(metrics.recent.get("push_messages", 0.0), 2),
-            },
-            "database": {
-                "poolSize": int(gauge_sum(metrics.processes, "pool_size")),
-                "idleConnections": int(gauge_sum(metrics.processes, "pool_idle")),
-                "waitingRequests": int(gauge_sum(metrics.processes, "pool_waiting")),
-            },
-            # a Python process has no heap of its own kind to tell apart
-            "memory": {
-                "rss": rss_bytes,
-                "heapTotal": rss_bytes,
-                "heapUsed": rss_bytes,
-                "external": 0,
-                "arrayBuffers": 0,
-            },
-            "cpu": {"user": metrics.cluster.get("cpu_user_us", 0), "system": metrics.cluster.get("cpu_system_us", 0)},
-        }
+        MetricsAnswer(
+            {
+                "uptime": round(metrics.uptime_seconds, 1),
+                "requests": {
+                    "total": metrics.cluster.get("requests", 0),
+                    "rate": round(metrics.recent.get("requests", 0.0), 2),
+                },
+                "messages": {
+                    "total": metrics.cluster.get("push_messages", 0),
+                    "rate": round(metrics.recent.get("push_messages", 0.0), 2),
+                },
+                "database": {
+                    "poolSize": int(gauge_sum(metrics.processes, "pool_size")),
+                    "idleConnections": int(gauge_sum(metrics.processes, "pool_idle")),
+                    "waitingRequests": int(gauge_sum(metrics.processes, "pool_waiting")),
+                },
+                # a Python process has no heap of its own kind to tell apart
+                "memory": {
+                    "rss": rss_bytes,
+                    "heapTotal": rss_bytes,
+                    "heapUsed": rss_bytes,
+                    "external": 0,
+                    "arrayBuffers": 0,
+                },
+                "cpu": {
+                    "user": metrics.cluster.get("cpu_user_us", 0),
+                    "system": metrics.cluster.get("cpu_system_us", 0),
+                },
+            }
+        )
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import AsyncExitStack
-from typing import Annotated, Final
+from typing import Annotated, Final, TypedDict
 
 import msgspec
 from msgspec import Meta, field
@@ -13,7 +13,16 @@ from queen.config.settings import Settings
 from queen.errors import InvalidRequest
 from queen.model.message import Batch, PopRequest, SegmentSlice
 from queen.model.queue import QUEUE_MODE, StartFrom, StartMode
-from queen.routes.wire.body import INT32_MAX, Name, check_name, encode_text, format_time
+from queen.routes.wire.body import (
+    INT32_MAX,
+    Json,
+    Name,
+    TimeText,
+    UuidText,
+    check_name,
+    encode_text,
+    format_time,
+)
 from queen.routes.wire.query import read_query, read_time
 from queen.streaming.delivery import Part
 
@@ -123,6 +132,37 @@ def _read_start(asked: PopQuery, default_mode: str) -> StartFrom:
     if at is not None:
         return StartFrom(StartMode.FROM, at)
     return StartFrom(StartMode.NEW if mode in ("new", "new-only") else StartMode.ALL)
+
+
+class PoppedMessage(TypedDict):
+    """A message as a consumer gets it."""
+
+    id: UuidText
+    transactionId: str
+    traceId: UuidText | None
+    producerSub: str | None
+    data: Json
+    createdAt: TimeText
+    queue: str
+    partition: str
+    partitionId: UuidText
+    leaseId: str
+    consumerGroup: str
+    retryCount: int
+    deliveryAttempt: int
+
+
+class Popped(TypedDict):
+    """Messages under a lease, or for good: then ``leaseId`` is empty. The names are those of the first partition."""
+
+    success: bool
+    queue: str
+    partition: str
+    partitionId: UuidText
+    leaseId: str
+    consumerGroup: str
+    partitionsClaimed: int
+    messages: list[PoppedMessage]
 
 
 async def write_batch(batch: Batch) -> AsyncGenerator[Part]:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Final
+from typing import Final, Literal, NotRequired, TypedDict
 from uuid import UUID
 
 import msgspec
 
-from queen.errors import InvalidRequest, QueueFull
+from queen.errors import InvalidRequest
 from queen.model.message import NewMessage, PushResult
 from queen.model.queue import DEFAULT_PARTITION
 from queen.routes.wire.body import (
@@ -119,6 +119,23 @@ def _read_trace_id(text: str) -> str | None:
         raise InvalidRequest("TraceId must be a UUID") from None
 
 
+class Pushed(TypedDict):
+    """What became of a message: stored, or there already, or in the spool: then it has no ids yet."""
+
+    index: int
+    transaction_id: str
+    status: Literal["queued", "duplicate", "buffered"]
+    message_id: NotRequired[UuidText]
+    trace_id: UuidText | None
+    transactionId: str
+    messageId: NotRequired[UuidText]
+    partition_id: NotRequired[UuidText]
+    partitionId: NotRequired[UuidText]
+    queueName: str
+    queue: str
+    partition: str
+
+
 def write_push(messages: Sequence[NewMessage], results: Sequence[PushResult]) -> bytes:
     """The answer to a push: one element for each message, in order; at least one."""
     encode = text_encoder([result.transaction_id for result in results])
@@ -143,23 +160,6 @@ def write_push(messages: Sequence[NewMessage], results: Sequence[PushResult]) ->
         pieces.append(tail)
     pieces[-1] = pieces[-1][:-1] + "]"
     return join_text(pieces)
-
-
-def refused_results(messages: Sequence[NewMessage], error: QueueFull) -> list[dict[str, object]]:
-    """What became of the items of a push that found no room: nothing, of those that would have had room neither."""
-    return [
-        {
-            "index": index,
-            "transaction_id": message.transaction_id,
-            "status": "failed",
-            "error": error.code if message.queue in error.queues else "not_stored",
-            "transactionId": message.transaction_id,
-            "queueName": message.queue,
-            "queue": message.queue,
-            "partition": message.partition,
-        }
-        for index, message in enumerate(messages)
-    ]
 
 
 def _tail(queue: str, partition: str, partition_id: str) -> str:

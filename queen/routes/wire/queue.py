@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal, NotRequired, TypedDict
 from uuid import UUID
 
 import msgspec
@@ -15,6 +15,8 @@ from queen.routes.wire.body import (
     INT32_MAX,
     INT32_MIN,
     Name,
+    TimeText,
+    UuidText,
     begins,
     body_fields,
     check_name,
@@ -130,22 +132,97 @@ def _read_loose_option(name: str, raw: msgspec.Raw) -> object:
     raise InvalidRequest(f"option {name} must be an integer from {smallest} to {INT32_MAX}")
 
 
+class Configured(TypedDict):
+    """A queue as it is now."""
+
+    configured: bool
+    queueId: UuidText
+    partitionId: UuidText
+    queue: str
+    namespace: str
+    task: str
+    options: OptionsBody
+
+
+class DeletedQueue(TypedDict):
+    """Whether there was a queue to delete."""
+
+    deleted: bool
+    queue: str
+    existed: bool
+
+
+class Extended(TypedDict):
+    """Until when a lease holds now, or why it does not."""
+
+    leaseId: str
+    success: bool
+    renewed: int
+    newExpiresAt: TimeText | None
+    expiresAt: TimeText | None
+    lease_expires_at: TimeText | None
+    error: NotRequired[str]
+
+
+class HealthWorker(TypedDict):
+    """A worker that answers."""
+
+    worker_id: int
+    status: Literal["active"]
+
+
+class SharedState(TypedDict):
+    """Servers share nothing beside the database."""
+
+    enabled: bool
+
+
+class Health(TypedDict):
+    """Whether this process reaches its database."""
+
+    status: Literal["healthy", "unhealthy"]
+    database: Literal["connected", "disconnected"]
+    server: Literal["running"]
+    worker_id: int
+    version: str
+    shared_state: SharedState
+    queen: HealthWorker
+    uptime: str
+
+
+class Liveness(TypedDict):
+    """This process answers."""
+
+    status: Literal["alive"]
+
+
+class Readiness(TypedDict):
+    """Whether requests should be sent here."""
+
+    status: Literal["ready", "unready", "draining"]
+    database: Literal["connected", "disconnected"]
+
+
 def write_configured(queue: Queue, partition_id: UUID) -> bytes:
     return msgspec.json.encode(
-        {
-            "configured": True,
-            "queueId": str(queue.queue_id),
-            "partitionId": str(partition_id),
-            "queue": queue.name,
-            "namespace": queue.namespace,
-            "task": queue.task,
-            "options": {name: getattr(queue.options, info.name) for name, info in _OPTIONS.items()},
-        }
+        Configured(
+            {
+                "configured": True,
+                "queueId": str(queue.queue_id),
+                "partitionId": str(partition_id),
+                "queue": queue.name,
+                "namespace": queue.namespace,
+                "task": queue.task,
+                "options": OptionsBody(
+                    **{name: getattr(queue.options, name) for name in OptionsBody.__struct_fields__}
+                ),
+            }
+        )
     )
 
 
 def write_deleted(name: str, existed: bool) -> bytes:
-    return msgspec.json.encode({"deleted": True, "queue": name, "existed": existed})
+    return msgspec.json.encode(DeletedQueue({"deleted": True, "queue": name, "existed": existed}))
 
 
 def read_extension(body: bytes) -> int:
@@ -161,7 +238,7 @@ def _refuse_extension(body: bytes) -> ExtensionBody:
 
 def write_extension(extension: LeaseExtension) -> bytes:
     expires_at = None if extension.expires_at is None else format_time(extension.expires_at)
-    answer = {
+    answer: Extended = {
         "leaseId": extension.lease_id,
         "success": extension.error is None,
         "renewed": extension.renewed,
@@ -176,16 +253,18 @@ def write_extension(extension: LeaseExtension) -> bytes:
 
 def write_health(connected: bool, worker: int, version: str, uptime_seconds: float) -> bytes:
     return msgspec.json.encode(
-        {
-            "status": "healthy" if connected else "unhealthy",
-            "database": "connected" if connected else "disconnected",
-            "server": "running",
-            "worker_id": worker,
-            "version": version,
-            "shared_state": {"enabled": False},
-            "queen": {"worker_id": worker, "status": "active"},
-            "uptime": f"{uptime_seconds:.0f}s",
-        }
+        Health(
+            {
+                "status": "healthy" if connected else "unhealthy",
+                "database": "connected" if connected else "disconnected",
+                "server": "running",
+                "worker_id": worker,
+                "version": version,
+                "shared_state": {"enabled": False},
+                "queen": {"worker_id": worker, "status": "active"},
+                "uptime": f"{uptime_seconds:.0f}s",
+            }
+        )
     )
 
 
@@ -195,8 +274,10 @@ def write_liveness() -> bytes:
 
 def write_readiness(connected: bool, draining: bool) -> bytes:
     return msgspec.json.encode(
-        {
-            "status": "draining" if draining else "ready" if connected else "unready",
-            "database": "connected" if connected else "disconnected",
-        }
+        Readiness(
+            {
+                "status": "draining" if draining else "ready" if connected else "unready",
+                "database": "connected" if connected else "disconnected",
+            }
+        )
     )

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Sequence
-from typing import Annotated
+from typing import Annotated, TypedDict
 
 import msgspec
 from msgspec import Meta
 
 from queen.model.queue import Queue
 from queen.model.status import Depth, LabelStatus, Overview, PartitionStatus, QueueStatus, Six
-from queen.routes.wire.body import INT32_MAX, format_time
+from queen.routes.wire.body import (
+    INT32_MAX,
+    TimeText,
+    UuidText,
+    format_time,
+)
 from queen.routes.wire.query import time_or_null as _time
 
 MAX_QUEUES_PAGE = 10_000
@@ -65,7 +70,190 @@ class ClearQuery(msgspec.Struct, frozen=True, kw_only=True):
     partition: str | None = None
 
 
-def six(numbers: Six) -> dict[str, int]:
+class SixNumbers(TypedDict):
+    """Messages. ``completed`` is what the slowest group has consumed; total = pending + processing + completed."""
+
+    total: int
+    pending: int
+    processing: int
+    completed: int
+    failed: int
+    deadLetter: int
+
+
+class ThreeNumbers(TypedDict):
+    """Messages of a queue."""
+
+    total: int
+    pending: int
+    processing: int
+
+
+class TwoNumbers(TypedDict):
+    """Messages of several queues."""
+
+    total: int
+    pending: int
+
+
+class QueueEntry(TypedDict):
+    """A queue in a list."""
+
+    id: UuidText
+    name: str
+    namespace: str
+    task: str
+    createdAt: TimeText
+    partitions: int
+    messages: ThreeNumbers
+
+
+class QueueList(TypedDict):
+    """Queues, newest first."""
+
+    queues: list[QueueEntry]
+
+
+class PartitionOfQueue(TypedDict):
+    """A partition of a queue."""
+
+    id: UuidText
+    name: str
+    createdAt: TimeText
+    stats: SixNumbers
+    oldestMessage: TimeText | None
+    newestMessage: TimeText | None
+
+
+class QueueDetail(TypedDict):
+    """A queue with its partitions."""
+
+    id: UuidText
+    name: str
+    namespace: str
+    task: str
+    createdAt: TimeText
+    partitions: list[PartitionOfQueue]
+    totals: SixNumbers
+
+
+class PartitionDepth(TypedDict):
+    """What is pending in a partition."""
+
+    partition: str
+    pending: int
+
+
+class QueueDepth(TypedDict):
+    """What is pending on a queue, for a group or for the slowest one."""
+
+    queue: str
+    group: str | None
+    pending: int
+    partitionsPending: int
+    conflation: bool
+    effectivePending: int
+    partitions: list[PartitionDepth]
+
+
+class PartitionEntry(TypedDict):
+    """A partition in a list."""
+
+    id: UuidText
+    name: str
+    queue: str
+    namespace: str
+    task: str
+    queuePriority: int
+    createdAt: TimeText
+    depth: int
+    processing: int
+    total: int
+
+
+class PartitionList(TypedDict):
+    """Partitions."""
+
+    partitions: list[PartitionEntry]
+
+
+class NamespaceEntry(TypedDict):
+    """The queues of a namespace."""
+
+    namespace: str
+    queues: int
+    partitions: int
+    messages: TwoNumbers
+
+
+class NamespaceList(TypedDict):
+    """Namespaces."""
+
+    namespaces: list[NamespaceEntry]
+
+
+class TaskEntry(TypedDict):
+    """The queues of a task."""
+
+    task: str
+    queues: int
+    partitions: int
+    messages: TwoNumbers
+
+
+class TaskList(TypedDict):
+    """Tasks."""
+
+    tasks: list[TaskEntry]
+
+
+class Spread(TypedDict):
+    """Of several numbers."""
+
+    avg: float
+    median: float
+    min: float
+    max: float
+
+
+class Lag(TypedDict):
+    """How far groups are behind, in seconds and in messages."""
+
+    time: Spread
+    offset: Spread
+
+
+class Throughput(TypedDict):
+    """Messages a second, lately."""
+
+    ingestedPerSecond: float
+    processedPerSecond: float
+
+
+class OverviewAnswer(TypedDict):
+    """The whole server in numbers."""
+
+    queues: int
+    partitions: int
+    namespaces: int
+    tasks: int
+    messages: SixNumbers
+    lag: Lag
+    throughput: Throughput
+    timestamp: TimeText
+    statsAge: float
+
+
+class Cleared(TypedDict):
+    """What was removed of a queue."""
+
+    cleared: bool
+    count: int
+    queue: str
+    partition: str
+
+
+def six(numbers: Six) -> SixNumbers:
     return {
         "total": numbers.total,
         "pending": numbers.pending,
@@ -76,7 +264,7 @@ def six(numbers: Six) -> dict[str, int]:
     }
 
 
-def queue_entry(status: QueueStatus) -> dict[str, object]:
+def queue_entry(status: QueueStatus) -> QueueEntry:
     return {
         "id": str(status.queue.queue_id),
         "name": status.queue.name,
@@ -93,91 +281,107 @@ def queue_entry(status: QueueStatus) -> dict[str, object]:
 
 
 def write_queues(queues: Sequence[QueueStatus]) -> bytes:
-    return msgspec.json.encode({"queues": [queue_entry(queue) for queue in queues]})
+    return msgspec.json.encode(QueueList({"queues": [queue_entry(queue) for queue in queues]}))
 
 
 def write_queue(queue: QueueStatus, partitions: Sequence[PartitionStatus]) -> bytes:
     return msgspec.json.encode(
-        {
-            "id": str(queue.queue.queue_id),
-            "name": queue.queue.name,
-            "namespace": queue.queue.namespace,
-            "task": queue.queue.task,
-            "createdAt": format_time(queue.created_at),
-            "partitions": [
-                {
-                    "id": str(partition.partition_id),
-                    "name": partition.name,
-                    "createdAt": format_time(partition.created_at),
-                    "stats": six(partition.six),
-                    "oldestMessage": _time(partition.oldest_at),
-                    "newestMessage": _time(partition.newest_at),
-                }
-                for partition in partitions
-            ],
-            "totals": six(queue.six),
-        }
+        QueueDetail(
+            {
+                "id": str(queue.queue.queue_id),
+                "name": queue.queue.name,
+                "namespace": queue.queue.namespace,
+                "task": queue.queue.task,
+                "createdAt": format_time(queue.created_at),
+                "partitions": [
+                    {
+                        "id": str(partition.partition_id),
+                        "name": partition.name,
+                        "createdAt": format_time(partition.created_at),
+                        "stats": six(partition.six),
+                        "oldestMessage": _time(partition.oldest_at),
+                        "newestMessage": _time(partition.newest_at),
+                    }
+                    for partition in partitions
+                ],
+                "totals": six(queue.six),
+            }
+        )
     )
 
 
 def write_depth(queue: str, group: str | None, depth: Depth) -> bytes:
     return msgspec.json.encode(
-        {
-            "queue": queue,
-            "group": group,
-            "pending": depth.pending,
-            "partitionsPending": depth.partitions_pending,
-            "conflation": False,
-            "effectivePending": depth.pending,
-            "partitions": [{"partition": name, "pending": messages} for name, messages in depth.partitions],
-        }
+        QueueDepth(
+            {
+                "queue": queue,
+                "group": group,
+                "pending": depth.pending,
+                "partitionsPending": depth.partitions_pending,
+                "conflation": False,
+                "effectivePending": depth.pending,
+                "partitions": [{"partition": name, "pending": messages} for name, messages in depth.partitions],
+            }
+        )
     )
 
 
 def write_partitions(found: Sequence[tuple[Queue, PartitionStatus]]) -> bytes:
     return msgspec.json.encode(
-        {
-            "partitions": [
-                {
-                    "id": str(partition.partition_id),
-                    "name": partition.name,
-                    "queue": queue.name,
-                    "namespace": queue.namespace,
-                    "task": queue.task,
-                    "queuePriority": queue.options.priority,
-                    "createdAt": format_time(partition.created_at),
-                    "depth": partition.six.pending,
-                    "processing": partition.six.processing,
-                    "total": partition.six.total,
-                }
-                for queue, partition in found
-            ]
-        }
+        PartitionList(
+            {
+                "partitions": [
+                    {
+                        "id": str(partition.partition_id),
+                        "name": partition.name,
+                        "queue": queue.name,
+                        "namespace": queue.namespace,
+                        "task": queue.task,
+                        "queuePriority": queue.options.priority,
+                        "createdAt": format_time(partition.created_at),
+                        "depth": partition.six.pending,
+                        "processing": partition.six.processing,
+                        "total": partition.six.total,
+                    }
+                    for queue, partition in found
+                ]
+            }
+        )
     )
 
 
 def write_namespaces(labels: Sequence[LabelStatus]) -> bytes:
-    return msgspec.json.encode({"namespaces": _grouped(labels, "namespace", lambda label: label.namespace)})
+    found = _grouped(labels, lambda label: label.namespace)
+    return msgspec.json.encode(NamespaceList(namespaces=[{"namespace": name, **numbers} for name, numbers in found]))
 
 
 def write_tasks(labels: Sequence[LabelStatus]) -> bytes:
-    return msgspec.json.encode({"tasks": _grouped(labels, "task", lambda label: label.task)})
+    found = _grouped(labels, lambda label: label.task)
+    return msgspec.json.encode(TaskList(tasks=[{"task": name, **numbers} for name, numbers in found]))
 
 
-def _grouped(labels: Sequence[LabelStatus], what: str, name_of: Callable[[LabelStatus], str]) -> list[object]:
+class _Numbers(TypedDict):
+    queues: int
+    partitions: int
+    messages: TwoNumbers
+
+
+def _grouped(labels: Sequence[LabelStatus], name_of: Callable[[LabelStatus], str]) -> list[tuple[str, _Numbers]]:
     names: dict[str, list[LabelStatus]] = {}
     for label in labels:
         names.setdefault(name_of(label), []).append(label)
     return [
-        {
-            what: name,
-            "queues": sum(label.queues for label in names[name]),
-            "partitions": sum(label.partitions for label in names[name]),
-            "messages": {
-                "total": sum(label.six.total for label in names[name]),
-                "pending": sum(label.six.pending for label in names[name]),
+        (
+            name,
+            {
+                "queues": sum(label.queues for label in names[name]),
+                "partitions": sum(label.partitions for label in names[name]),
+                "messages": {
+                    "total": sum(label.six.total for label in names[name]),
+                    "pending": sum(label.six.pending for label in names[name]),
+                },
             },
-        }
+        )
         for name in sorted(names)
     ]
 
@@ -187,24 +391,26 @@ def write_overview(
 ) -> bytes:
     labels = overview.labels
     return msgspec.json.encode(
-        {
-            "queues": sum(label.queues for label in labels),
-            "partitions": sum(label.partitions for label in labels),
-            "namespaces": len({label.namespace for label in labels if label.namespace}),
-            "tasks": len({label.task for label in labels if label.task}),
-            "messages": six(overview.six),
-            "lag": {"time": _spread(overview.lag_seconds), "offset": _spread(overview.lag_messages)},
-            "throughput": {
-                "ingestedPerSecond": ingested_per_second,
-                "processedPerSecond": processed_per_second,
-            },
-            "timestamp": format_time(overview.now),
-            "statsAge": stats_age_seconds,
-        }
+        OverviewAnswer(
+            {
+                "queues": sum(label.queues for label in labels),
+                "partitions": sum(label.partitions for label in labels),
+                "namespaces": len({label.namespace for label in labels if label.namespace}),
+                "tasks": len({label.task for label in labels if label.task}),
+                "messages": six(overview.six),
+                "lag": {"time": _spread(overview.lag_seconds), "offset": _spread(overview.lag_messages)},
+                "throughput": {
+                    "ingestedPerSecond": ingested_per_second,
+                    "processedPerSecond": processed_per_second,
+                },
+                "timestamp": format_time(overview.now),
+                "statsAge": stats_age_seconds,
+            }
+        )
     )
 
 
-def _spread(values: Sequence[float]) -> dict[str, float]:
+def _spread(values: Sequence[float]) -> Spread:
     if not values:
         return {"avg": 0, "median": 0, "min": 0, "max": 0}
     return {
@@ -217,5 +423,7 @@ def _spread(values: Sequence[float]) -> dict[str, float]:
 
 def write_cleared(queue: str, partition: str | None, count: int) -> bytes:
     return msgspec.json.encode(
-        {"cleared": True, "count": count, "queue": queue, "partition": "all" if partition is None else partition}
+        Cleared(
+            {"cleared": True, "count": count, "queue": queue, "partition": "all" if partition is None else partition}
+        )
     )

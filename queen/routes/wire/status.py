@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Final
+from typing import Final, TypedDict
 
 import msgspec
 
@@ -18,10 +18,15 @@ from queen.model.metrics import (
     WorkerPoint,
 )
 from queen.model.status import Overview, PartitionStatus, QueueStatus
-from queen.routes.wire.body import format_time
+from queen.routes.wire.body import (
+    TimeText,
+    UuidText,
+    format_time,
+)
+from queen.routes.wire.dead_letters import Page
 from queen.routes.wire.query import time_or_null
-from queen.routes.wire.resources import QueueQuery, queue_entry, six
-from queen.routes.wire.window import time_range
+from queen.routes.wire.resources import QueueEntry, QueueQuery, SixNumbers, queue_entry, six
+from queen.routes.wire.window import IntervalName, TimeRange, time_range
 
 _MIB: Final = 1024 * 1024
 
@@ -60,7 +65,233 @@ def moments_of(everything: Sequence[QueuePoint], workers: Sequence[WorkerPoint])
     return [moments[at] for at in sorted(moments, reverse=True)]
 
 
-def _throughput(moment: Moment, window: Window) -> dict[str, object]:
+class ThroughputPoint(TypedDict):
+    """What all workers did and were in one step of time."""
+
+    timestamp: TimeText
+    ingested: int
+    processed: int
+    popMessages: int
+    ingestedPerSecond: float
+    processedPerSecond: float
+    popPerSecond: float
+    avgLagMs: float
+    maxLagMs: int
+    avgEventLoopLagMs: float
+    maxEventLoopLagMs: float
+    minFreeSlots: int
+    dbErrors: int
+    ackFailed: int
+    dlqCount: int
+    queenCpuUserPct: float
+    queenCpuSysPct: float
+    queenRssMb: float
+    dbPoolActive: int
+    dbPoolIdle: int
+    dbPoolSize: int
+
+
+class StatusQueueEntry(TypedDict):
+    """A queue on the status page."""
+
+    id: UuidText
+    name: str
+    namespace: str
+    task: str
+    partitions: int
+    totalConsumed: int
+
+
+class Requests(TypedDict):
+    """Requests by verb."""
+
+    push: int
+    pop: int
+    ack: int
+
+
+class Efficiency(TypedDict):
+    """Messages a request, by verb."""
+
+    push: float
+    pop: float
+    ack: float
+
+
+class StatusMessages(SixNumbers):
+    """Messages, and how they come and go."""
+
+    requests: Requests
+    batchEfficiency: Efficiency
+
+
+class StatusLeases(TypedDict):
+    """Live leases."""
+
+    active: int
+    partitionsWithLeases: int
+    totalBatchSize: int
+    totalAcked: int
+
+
+class ErrorCount(TypedDict):
+    """A reason of dead letters."""
+
+    error: str
+    count: int
+
+
+class StatusDeadLetters(TypedDict):
+    """Dead letters."""
+
+    totalMessages: int
+    affectedPartitions: int
+    topErrors: list[ErrorCount]
+
+
+class StatusWorker(TypedDict):
+    """A worker."""
+
+    hostname: str
+    workerId: str
+    pid: int
+    avgEventLoopLagMs: float
+    maxEventLoopLagMs: float
+    freeSlots: int
+    dbConnections: int
+    jobQueueSize: int
+    messagesProcessed: int
+
+
+class StatusErrors(TypedDict):
+    """What went wrong."""
+
+    dbErrors: int
+    ackFailed: int
+    dlqMessages: int
+
+
+class StatusAnswer(TypedDict):
+    """What has happened lately; steps of time newest first."""
+
+    timeRange: TimeRange
+    bucketMinutes: int
+    pointCount: int
+    throughput: list[ThroughputPoint]
+    queues: list[StatusQueueEntry]
+    messages: StatusMessages
+    leases: StatusLeases
+    deadLetterQueue: StatusDeadLetters
+    workers: list[StatusWorker]
+    errors: StatusErrors
+    statsAge: float
+
+
+class CountedPage(Page):
+    """Which part of a list this is, and of how much."""
+
+    total: int
+
+
+class StatusQueueList(TypedDict):
+    """Queues, newest first."""
+
+    queues: list[QueueEntry]
+    pagination: CountedPage
+
+
+class StatusQueueConfig(TypedDict):
+    """Options of a queue."""
+
+    leaseTime: int
+    retryLimit: int
+    retryDelay: int
+    ttl: int
+    maxQueueSize: int
+    deadLetterQueue: bool
+
+
+class StatusQueueHead(TypedDict):
+    """A queue."""
+
+    id: UuidText
+    name: str
+    namespace: str
+    task: str
+    priority: int
+    createdAt: TimeText
+    config: StatusQueueConfig
+
+
+class ConsumedCount(TypedDict):
+    """How much of a partition was consumed."""
+
+    totalConsumed: int
+    batchesConsumed: int
+
+
+class StatusPartition(TypedDict):
+    """A partition of a queue."""
+
+    id: UuidText
+    name: str
+    createdAt: TimeText
+    messages: SixNumbers
+    stats: SixNumbers
+    cursor: ConsumedCount
+    lastActivity: TimeText | None
+    oldestMessage: TimeText | None
+    newestMessage: TimeText | None
+
+
+class StatusTotals(SixNumbers):
+    """Messages of a queue, twice."""
+
+    messages: SixNumbers
+
+
+class StatusQueueAnswer(TypedDict):
+    """A queue with its partitions."""
+
+    queue: StatusQueueHead
+    partitions: list[StatusPartition]
+    totals: StatusTotals
+
+
+class DataPoint(TypedDict):
+    """Messages of one step of time."""
+
+    timestamp: TimeText
+    messages: int
+
+
+StatusAnalytics = TypedDict(
+    "StatusAnalytics",
+    {"dataPoints": list[DataPoint], "interval": IntervalName, "from": TimeText, "to": TimeText},
+)
+
+
+class Buffers(TypedDict):
+    """Pushes that wait in the spool."""
+
+    pending: int
+    failed: int
+    dbHealthy: bool
+    worker: int
+
+
+class Refreshed(TypedDict):
+    """What was brought up to date."""
+
+    partition: dict[str, int]
+    queue: dict[str, int]
+    namespace: dict[str, int]
+    task: dict[str, int]
+    system: dict[str, int]
+    cleanup: dict[str, int]
+
+
+def _throughput(moment: Moment, window: Window) -> ThroughputPoint:
     tally, samples, seconds = moment.tally, moment.samples, window.minutes * 60
     pools = moment.pool.values()
     return {
@@ -111,50 +342,52 @@ def write_status(status: Status) -> bytes:
     for point in status.everything:
         done.add(point.tally)
     return msgspec.json.encode(
-        {
-            "timeRange": time_range(window),
-            "bucketMinutes": window.minutes,
-            "pointCount": len(moments),
-            "throughput": [_throughput(moment, window) for moment in moments],
-            "queues": [
-                {
-                    "id": str(queue.queue.queue_id),
-                    "name": queue.queue.name,
-                    "namespace": queue.queue.namespace,
-                    "task": queue.queue.task,
-                    "partitions": queue.count.partitions,
-                    "totalConsumed": _consumed(queue),
-                }
-                for queue in status.queues
-            ],
-            "messages": {
-                **six(status.overview.six),
-                "requests": {"push": done.push_requests, "pop": done.pop_requests, "ack": done.ack_requests},
-                "batchEfficiency": {
-                    "push": _per_request(done.push_messages, done.push_requests),
-                    "pop": _per_request(done.pop_messages, done.pop_requests - done.pop_empty),
-                    "ack": _per_request(done.ack_success + done.ack_failed, done.ack_requests),
+        StatusAnswer(
+            {
+                "timeRange": time_range(window),
+                "bucketMinutes": window.minutes,
+                "pointCount": len(moments),
+                "throughput": [_throughput(moment, window) for moment in moments],
+                "queues": [
+                    {
+                        "id": str(queue.queue.queue_id),
+                        "name": queue.queue.name,
+                        "namespace": queue.queue.namespace,
+                        "task": queue.queue.task,
+                        "partitions": queue.count.partitions,
+                        "totalConsumed": _consumed(queue),
+                    }
+                    for queue in status.queues
+                ],
+                "messages": {
+                    **six(status.overview.six),
+                    "requests": {"push": done.push_requests, "pop": done.pop_requests, "ack": done.ack_requests},
+                    "batchEfficiency": {
+                        "push": _per_request(done.push_messages, done.push_requests),
+                        "pop": _per_request(done.pop_messages, done.pop_requests - done.pop_empty),
+                        "ack": _per_request(done.ack_success + done.ack_failed, done.ack_requests),
+                    },
                 },
-            },
-            "leases": {
-                "active": status.leases.leases,
-                "partitionsWithLeases": status.leases.partitions,
-                "totalBatchSize": status.leases.messages,
-                "totalAcked": status.leases.acked,
-            },
-            "deadLetterQueue": {
-                "totalMessages": status.dead_letters.total,
-                "affectedPartitions": status.dead_letters.partitions,
-                "topErrors": [{"error": error, "count": count} for error, count in status.dead_letters.errors],
-            },
-            "workers": [_worker(points) for points in by_worker(status.workers).values()],
-            "errors": {
-                "dbErrors": sum(point.work.get("db_errors", 0) for point in status.workers),
-                "ackFailed": done.ack_failed,
-                "dlqMessages": done.dead_letters,
-            },
-            "statsAge": 0.0,
-        }
+                "leases": {
+                    "active": status.leases.leases,
+                    "partitionsWithLeases": status.leases.partitions,
+                    "totalBatchSize": status.leases.messages,
+                    "totalAcked": status.leases.acked,
+                },
+                "deadLetterQueue": {
+                    "totalMessages": status.dead_letters.total,
+                    "affectedPartitions": status.dead_letters.partitions,
+                    "topErrors": [{"error": error, "count": count} for error, count in status.dead_letters.errors],
+                },
+                "workers": [_worker(points) for points in by_worker(status.workers).values()],
+                "errors": {
+                    "dbErrors": sum(point.work.get("db_errors", 0) for point in status.workers),
+                    "ackFailed": done.ack_failed,
+                    "dlqMessages": done.dead_letters,
+                },
+                "statsAge": 0.0,
+            }
+        )
     )
 
 
@@ -179,7 +412,7 @@ def whole(points: Sequence[WorkerPoint]) -> Samples:
     return samples
 
 
-def _worker(points: Sequence[WorkerPoint]) -> dict[str, object]:
+def _worker(points: Sequence[WorkerPoint]) -> StatusWorker:
     last, samples = points[-1], whole(points)
     return {
         "hostname": last.hostname,
@@ -196,10 +429,12 @@ def _worker(points: Sequence[WorkerPoint]) -> dict[str, object]:
 
 def write_status_queues(asked: QueueQuery, queues: Sequence[QueueStatus], total: int) -> bytes:
     return msgspec.json.encode(
-        {
-            "queues": [queue_entry(queue) for queue in queues],
-            "pagination": {"limit": asked.limit, "offset": asked.offset, "total": total},
-        }
+        StatusQueueList(
+            {
+                "queues": [queue_entry(queue) for queue in queues],
+                "pagination": {"limit": asked.limit, "offset": asked.offset, "total": total},
+            }
+        )
     )
 
 
@@ -207,68 +442,74 @@ def write_status_queue(queue: QueueStatus, partitions: Sequence[PartitionStatus]
     options = queue.queue.options
     totals = six(queue.six)
     return msgspec.json.encode(
-        {
-            "queue": {
-                "id": str(queue.queue.queue_id),
-                "name": queue.queue.name,
-                "namespace": queue.queue.namespace,
-                "task": queue.queue.task,
-                "priority": options.priority,
-                "createdAt": format_time(queue.created_at),
-                "config": {
-                    "leaseTime": options.lease_seconds,
-                    "retryLimit": options.retry_limit,
-                    "retryDelay": options.retry_delay_ms,
-                    "ttl": options.ttl_seconds,
-                    "maxQueueSize": options.max_size,
-                    "deadLetterQueue": options.dead_letter_queue,
+        StatusQueueAnswer(
+            {
+                "queue": {
+                    "id": str(queue.queue.queue_id),
+                    "name": queue.queue.name,
+                    "namespace": queue.queue.namespace,
+                    "task": queue.queue.task,
+                    "priority": options.priority,
+                    "createdAt": format_time(queue.created_at),
+                    "config": {
+                        "leaseTime": options.lease_seconds,
+                        "retryLimit": options.retry_limit,
+                        "retryDelay": options.retry_delay_ms,
+                        "ttl": options.ttl_seconds,
+                        "maxQueueSize": options.max_size,
+                        "deadLetterQueue": options.dead_letter_queue,
+                    },
                 },
-            },
-            "partitions": [
-                {
-                    "id": str(partition.partition_id),
-                    "name": partition.name,
-                    "createdAt": format_time(partition.created_at),
-                    "messages": six(partition.six),
-                    "stats": six(partition.six),
-                    "cursor": {"totalConsumed": partition.consumed, "batchesConsumed": 0},
-                    "lastActivity": time_or_null(partition.active_at),
-                    "oldestMessage": time_or_null(partition.oldest_at),
-                    "newestMessage": time_or_null(partition.newest_at),
-                }
-                for partition in partitions
-            ],
-            "totals": {"messages": totals, **totals},
-        }
+                "partitions": [
+                    {
+                        "id": str(partition.partition_id),
+                        "name": partition.name,
+                        "createdAt": format_time(partition.created_at),
+                        "messages": six(partition.six),
+                        "stats": six(partition.six),
+                        "cursor": {"totalConsumed": partition.consumed, "batchesConsumed": 0},
+                        "lastActivity": time_or_null(partition.active_at),
+                        "oldestMessage": time_or_null(partition.oldest_at),
+                        "newestMessage": time_or_null(partition.newest_at),
+                    }
+                    for partition in partitions
+                ],
+                "totals": {"messages": totals, **totals},
+            }
+        )
     )
 
 
-def write_status_analytics(interval: str, window: Window, points: Sequence[QueuePoint]) -> bytes:
+def write_status_analytics(interval: IntervalName, window: Window, points: Sequence[QueuePoint]) -> bytes:
     return msgspec.json.encode(
-        {
-            "dataPoints": [
-                {"timestamp": format_time(point.at), "messages": point.tally.push_messages}
-                for point in reversed(points)
-            ],
-            "interval": interval,
-            **time_range(window),
-        }
+        StatusAnalytics(
+            {
+                "dataPoints": [
+                    {"timestamp": format_time(point.at), "messages": point.tally.push_messages}
+                    for point in reversed(points)
+                ],
+                "interval": interval,
+                **time_range(window),
+            }
+        )
     )
 
 
 def write_buffers(worker: int, *, healthy: bool) -> bytes:
-    return msgspec.json.encode({"pending": 0, "failed": 0, "dbHealthy": healthy, "worker": worker})
+    return msgspec.json.encode(Buffers({"pending": 0, "failed": 0, "dbHealthy": healthy, "worker": worker}))
 
 
-def write_refreshed(folded: int, overview: Mapping[str, object]) -> bytes:
+def write_refreshed(folded: int, overview: Mapping[str, int]) -> bytes:
     """Everything the contract names; the numbers are of what was brought up to date."""
     return msgspec.json.encode(
-        {
-            "partition": {"updated": 0},
-            "queue": {"folded": folded},
-            "namespace": {},
-            "task": {},
-            "system": dict(overview),
-            "cleanup": {},
-        }
+        Refreshed(
+            {
+                "partition": {"updated": 0},
+                "queue": {"folded": folded},
+                "namespace": {},
+                "task": {},
+                "system": dict(overview),
+                "cleanup": {},
+            }
+        )
     )

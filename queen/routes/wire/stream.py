@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Final, Literal, cast
+from typing import Annotated, Final, Literal, NotRequired, TypedDict, cast
 from uuid import UUID
 
 import msgspec
@@ -29,6 +29,8 @@ from queen.routes.wire.body import (
     Json,
     Name,
     Text,
+    TimeText,
+    UuidText,
     begins,
     check_name,
     decode_body,
@@ -42,7 +44,7 @@ from queen.routes.wire.body import (
     text_of,
     text_or_null,
 )
-from queen.routes.wire.push import PushItem, finish_items, read_loose_item, write_push
+from queen.routes.wire.push import Pushed, PushItem, finish_items, read_loose_item, write_push
 
 _NOT_AN_OBJECT: Final = "request body must be a JSON object"
 _EMPTY_OBJECT: Final = msgspec.Raw(b"{}")
@@ -212,22 +214,46 @@ def _read_switch(fields: Mapping[str, msgspec.Raw], name: str, *, default: bool)
     return default
 
 
+class Registered(TypedDict):
+    """A stream query was registered, or found again."""
+
+    success: bool
+    query_id: UuidText
+    name: str
+    config_hash: str
+    fresh: bool
+    reset: bool
+
+
+class Mismatched(TypedDict):
+    """The operators of a stream query have changed: nothing was done."""
+
+    success: bool
+    query_id: UuidText
+    name: str
+    error: str
+
+
 def write_registration(query: StreamQuery, query_id: UUID, outcome: Registration) -> bytes:
     if outcome is Registration.MISMATCH:
         error = (
             f"config_hash mismatch: operator chain changed for queryId '{query.name}'. "
             "Pass reset:true to wipe existing state, or use a new queryId."
         )
-        return msgspec.json.encode({"success": False, "query_id": query_id, "name": query.name, "error": error})
+        return msgspec.json.encode(
+            Mismatched({"success": False, "query_id": str(query_id), "name": query.name, "error": error})
+        )
     return msgspec.json.encode(
-        {
-            "success": True,
-            "query_id": query_id,
-            "name": query.name,
-            "config_hash": query.config_hash,
-            "fresh": outcome is Registration.FRESH,
-            "reset": outcome is Registration.RESET,
-        }
+        Registered(
+            {
+                "success": True,
+                "query_id": str(query_id),
+                "name": query.name,
+                "config_hash": query.config_hash,
+                "fresh": outcome is Registration.FRESH,
+                "reset": outcome is Registration.RESET,
+            }
+        )
     )
 
 
@@ -391,6 +417,28 @@ def _read_cycle_ack(raw: msgspec.Raw | None) -> CycleAckBody | None:
     )
 
 
+class CycleAckResult(TypedDict):
+    """What became of the acknowledgement of a cycle."""
+
+    success: bool
+    count: int
+    lease_released: bool
+    dlq: bool
+
+
+class CycleAnswer(TypedDict):
+    """A cycle was applied, or ``error`` says why nothing was."""
+
+    success: bool
+    query_id: str
+    partition_id: str
+    queueName: str | None
+    state_ops_applied: int
+    push_results: list[Pushed]
+    ack_result: CycleAckResult | None
+    error: NotRequired[str]
+
+
 def write_cycle(request: CycleRequest, result: CycleResult) -> bytes:
     head = (
         f'"query_id":{encode_text(request.query_id)},"partition_id":{encode_text(request.partition_id)},'
@@ -463,6 +511,21 @@ def _clipped(number: int | float) -> float:
         return float(number)
     except OverflowError:
         return float("inf") if number > 0 else float("-inf")
+
+
+class StateEntry(TypedDict):
+    """What is remembered under a key."""
+
+    key: str
+    value: Json
+    updated_at: TimeText
+
+
+class StateAnswer(TypedDict):
+    """What is remembered, ordered by key."""
+
+    success: bool
+    rows: list[StateEntry]
 
 
 def write_state(rows: Sequence[StateRow]) -> bytes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Final
+from typing import Annotated, Final, NotRequired, TypedDict
 from uuid import UUID
 
 import msgspec
@@ -14,8 +14,11 @@ from queen.model.trace import NamedTrace, NewTrace, Trace, TraceName
 from queen.routes.wire.body import (
     INT32_MAX,
     NULL,
+    Json,
     Name,
     Text,
+    TimeText,
+    UuidText,
     begins,
     body_fields,
     check_name,
@@ -25,6 +28,7 @@ from queen.routes.wire.body import (
     is_text,
     text_of,
 )
+from queen.routes.wire.dead_letters import Page
 from queen.storage.lines import read_line
 
 MAX_NAMES: Final = 100
@@ -119,13 +123,74 @@ def _loose_names(raw: msgspec.Raw | None) -> list[str]:
     return names
 
 
+class Recorded(TypedDict):
+    """Whether something was noted, and under which id."""
+
+    success: bool
+    traceId: NotRequired[UuidText]
+    error: NotRequired[str]
+
+
+class TraceEntry(TypedDict):
+    """What was noted about a message."""
+
+    id: UuidText
+    event_type: str
+    data: Json
+    consumer_group: str | None
+    worker_id: str | None
+    created_at: TimeText
+    trace_names: list[str]
+
+
+class NamedTraceEntry(TraceEntry):
+    """The same, with its message."""
+
+    transaction_id: str
+    partition_id: UuidText
+    queue_name: str
+    partition_name: str
+    message_payload: Json
+
+
+class TraceList(TypedDict):
+    """What was noted about a message, oldest first."""
+
+    traces: list[TraceEntry]
+
+
+class NamedTraceList(TypedDict):
+    """What was noted under a name, oldest first."""
+
+    traces: list[NamedTraceEntry]
+    total: int
+    pagination: Page
+
+
+class TraceNameEntry(TypedDict):
+    """A name of traces."""
+
+    trace_name: str
+    trace_count: int
+    message_count: int
+    last_seen: TimeText
+
+
+class TraceNameList(TypedDict):
+    """Names of traces."""
+
+    trace_names: list[TraceNameEntry]
+    total: int
+    pagination: Page
+
+
 def write_recorded(trace_id: UUID | None) -> bytes:
     if trace_id is None:
         return b'{"success":false,"error":"Message not found"}'
-    return msgspec.json.encode({"success": True, "traceId": str(trace_id)})
+    return msgspec.json.encode(Recorded({"success": True, "traceId": str(trace_id)}))
 
 
-def _trace(trace: Trace) -> dict[str, object]:
+def _trace(trace: Trace) -> TraceEntry:
     return {
         "id": str(trace.trace_id),
         "event_type": trace.event_type,
@@ -138,42 +203,46 @@ def _trace(trace: Trace) -> dict[str, object]:
 
 
 def write_traces(traces: Sequence[Trace]) -> bytes:
-    return msgspec.json.encode({"traces": [_trace(trace) for trace in traces]})
+    return msgspec.json.encode(TraceList({"traces": [_trace(trace) for trace in traces]}))
 
 
 def write_named_traces(total: int, traces: Sequence[NamedTrace], limit: int, offset: int) -> bytes:
     return msgspec.json.encode(
-        {
-            "traces": [
-                {
-                    **_trace(found.trace),
-                    "transaction_id": found.trace.transaction_id,
-                    "partition_id": str(found.trace.partition_id),
-                    "queue_name": found.queue,
-                    "partition_name": found.partition,
-                    "message_payload": None if found.line is None else read_line(found.line, found.id_prefix).data,
-                }
-                for found in traces
-            ],
-            "total": total,
-            "pagination": {"limit": limit, "offset": offset},
-        }
+        NamedTraceList(
+            {
+                "traces": [
+                    {
+                        **_trace(found.trace),
+                        "transaction_id": found.trace.transaction_id,
+                        "partition_id": str(found.trace.partition_id),
+                        "queue_name": found.queue,
+                        "partition_name": found.partition,
+                        "message_payload": NULL if found.line is None else read_line(found.line, found.id_prefix).data,
+                    }
+                    for found in traces
+                ],
+                "total": total,
+                "pagination": {"limit": limit, "offset": offset},
+            }
+        )
     )
 
 
 def write_trace_names(total: int, names: Sequence[TraceName], limit: int, offset: int) -> bytes:
     return msgspec.json.encode(
-        {
-            "trace_names": [
-                {
-                    "trace_name": name.name,
-                    "trace_count": name.traces,
-                    "message_count": name.messages,
-                    "last_seen": format_time(name.last_seen),
-                }
-                for name in names
-            ],
-            "total": total,
-            "pagination": {"limit": limit, "offset": offset},
-        }
+        TraceNameList(
+            {
+                "trace_names": [
+                    {
+                        "trace_name": name.name,
+                        "trace_count": name.traces,
+                        "message_count": name.messages,
+                        "last_seen": format_time(name.last_seen),
+                    }
+                    for name in names
+                ],
+                "total": total,
+                "pagination": {"limit": limit, "offset": offset},
+            }
+        )
     )

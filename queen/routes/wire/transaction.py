@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Final
+from typing import Annotated, Final, Literal, NotRequired, TypedDict
 from uuid import uuid4
 
 import msgspec
@@ -14,6 +14,7 @@ from queen.model.message import Ack, AckResult, NewMessage, TransactionResult
 from queen.routes.wire.ack import SINGLE_ACK, AckBody, read_loose_ack, to_ack
 from queen.routes.wire.body import (
     Json,
+    UuidText,
     body_fields,
     decode_body,
     encode_text,
@@ -131,6 +132,37 @@ def _read_push_operation(
     return items
 
 
+class PushedOperation(msgspec.Struct, tag_field="type", tag="push"):
+    """A message was stored, or is there already."""
+
+    index: int
+    success: bool
+    status: Literal["queued", "duplicate"]
+    transaction_id: str = msgspec.field(name="transactionId")
+    message_id: UuidText = msgspec.field(name="messageId")
+    partition_id: UuidText = msgspec.field(name="partitionId")
+    queue: str = msgspec.field(name="queueName")
+
+
+class AckedOperation(msgspec.Struct, tag_field="type", tag="ack"):
+    """A message was acknowledged."""
+
+    index: int
+    success: bool
+    transaction_id: str = msgspec.field(name="transactionId")
+    error: None
+    dead_lettered: bool = msgspec.field(name="dlq")
+
+
+class TransactionAnswer(TypedDict):
+    """What became of every message and every acknowledgement, or why nothing was done."""
+
+    transactionId: UuidText
+    success: bool
+    results: list[PushedOperation | AckedOperation]
+    error: NotRequired[str]
+
+
 def write_transaction(operations: Sequence[Sequence[NewMessage] | Ack], outcome: TransactionResult) -> bytes:
     """The answer to a transaction: each pushed message and each ack in operation order, or the error and nothing."""
     if outcome.error is not None:
@@ -159,5 +191,7 @@ def write_transaction(operations: Sequence[Sequence[NewMessage] | Ack], outcome:
 def write_refused_transaction(transaction_id: str | None, error: str) -> bytes:
     """The answer to a transaction of which nothing was applied."""
     return msgspec.json.encode(
-        {"transactionId": transaction_id or str(uuid4()), "success": False, "results": [], "error": error}
+        TransactionAnswer(
+            {"transactionId": transaction_id or str(uuid4()), "success": False, "results": [], "error": error}
+        )
     )

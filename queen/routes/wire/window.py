@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final, Literal, TypedDict
 
 import msgspec
 from msgspec import Meta, field
 
 from queen.model.metrics import Window
-from queen.routes.wire.body import format_time
+from queen.routes.wire.body import (
+    TimeText,
+    format_time,
+)
 from queen.routes.wire.query import read_query
 
 _MINUTES: Final = ((timedelta(hours=1), 1), (timedelta(hours=6), 5), (timedelta(hours=24), 15), (timedelta(days=7), 60))
@@ -18,6 +21,11 @@ _MINUTES: Final = ((timedelta(hours=1), 1), (timedelta(hours=6), 5), (timedelta(
 
 _INTERVALS: Final = {"minute": 1, "hour": 60, "day": 1440}
 _LONGEST: Final = timedelta(days=400)
+
+
+IntervalName = Literal["minute", "hour", "day"]
+
+TimeRange = TypedDict("TimeRange", {"from": TimeText, "to": TimeText})
 
 
 class WindowQuery(msgspec.Struct, frozen=True, kw_only=True):
@@ -38,7 +46,7 @@ class QueueWindowQuery(WindowQuery, frozen=True, kw_only=True):
 class IntervalQuery(WindowQuery, frozen=True, kw_only=True):
     """A window of time, the last day unless it says otherwise, and the length of its steps."""
 
-    interval: Literal["minute", "hour", "day"] = "hour"
+    interval: IntervalName = "hour"
 
 
 def read_window(query: Mapping[str, str]) -> Window:
@@ -53,7 +61,7 @@ def window_of(asked: WindowQuery) -> Window:
     return Window(start, end, minutes)
 
 
-def read_interval(query: Mapping[str, str]) -> tuple[str, Window]:
+def read_interval(query: Mapping[str, str]) -> tuple[IntervalName, Window]:
     """The same with the points asked for by name, of the last day unless they say otherwise."""
     asked = read_query(query, IntervalQuery)
     start, end = _range(asked, timedelta(hours=24))
@@ -68,5 +76,5 @@ def _range(asked: WindowQuery, default: timedelta) -> tuple[datetime, datetime]:
     return max(start, end - _LONGEST) if end - datetime.min.replace(tzinfo=UTC) > _LONGEST else start, end
 
 
-def time_range(window: Window) -> dict[str, str]:
+def time_range(window: Window) -> TimeRange:
     return {"from": format_time(window.start), "to": format_time(window.end)}
