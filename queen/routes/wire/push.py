@@ -9,7 +9,7 @@ from uuid import UUID
 
 import msgspec
 
-from queen.errors import InvalidRequest
+from queen.errors import InvalidRequest, QueueFull
 from queen.model.message import NewMessage, PushResult
 from queen.model.queue import DEFAULT_PARTITION
 from queen.routes.wire.body import (
@@ -160,6 +160,23 @@ def write_push(messages: Sequence[NewMessage], results: Sequence[PushResult]) ->
         pieces.append(tail)
     pieces[-1] = pieces[-1][:-1] + "]"
     return join_text(pieces)
+
+
+def refused_results(messages: Sequence[NewMessage], error: QueueFull) -> list[dict[str, object]]:
+    """What became of the items of a push that found no room: nothing, of those that would have had room neither."""
+    return [
+        {
+            "index": index,
+            "transaction_id": message.transaction_id,
+            "status": "failed",
+            "error": error.code if message.queue in error.queues else "not_stored",
+            "transactionId": message.transaction_id,
+            "queueName": message.queue,
+            "queue": message.queue,
+            "partition": message.partition,
+        }
+        for index, message in enumerate(messages)
+    ]
 
 
 def _tail(queue: str, partition: str, partition_id: str) -> str:
