@@ -18,6 +18,8 @@ QueenError
 ├── StorageUnavailable      503  PostgreSQL cannot be reached: nothing was applied
 ├── OutcomeUnknown          503  the connection broke while committing: applied or not, unknown
 ├── Overloaded              503  a bounded room is full: nothing was applied
+├── SpoolFull               503  PostgreSQL does not take pushes now and the spool is full: nothing was applied
+├── SpoolUnavailable        503  PostgreSQL does not take pushes now and the spool's disk fails: nothing was applied
 ├── Draining                503  the server is shutting down
 └── StartupError            —    this process cannot serve; one sentence for the operator
 """
@@ -102,8 +104,6 @@ class RequestTooLarge(QueenError):
         super().__init__("Request body too large")
 
 
-class HeadTooLarge(QueenError):
-    """The request line and the headers are more than this server reads. The request was not applied."""
 class QueueFull(QueenError):
     """A queue of the request has no room for what was pushed (its maxSize). Nothing of the request was applied.
 
@@ -123,6 +123,8 @@ class QueueFull(QueenError):
         super().__init__(f"queue {queue!r} {what}; nothing was stored")
 
 
+class HeadTooLarge(QueenError):
+    """The request line and the headers are more than this server reads. The request was not applied."""
 
     code, status, title = "head_too_large", 431, "Request header fields too large"
 
@@ -186,6 +188,29 @@ class Overloaded(QueenError):
 
     code, status, title = "overloaded", 503, "Overloaded"
     retry_after_seconds = 1
+
+
+class SpoolFull(QueenError):
+    """Pushes go to the spool now, and it has reached its limit. The request was not applied. Pops and acks may do."""
+
+    code, status, title = "spool_full", 503, "Spool full"
+    retry_after_seconds = 5
+
+    def __init__(self, max_bytes: int) -> None:
+        super().__init__(
+            f"the spool holds the {max_bytes // (1024 * 1024)} MiB it may hold; nothing was applied; "
+            "try again when it has drained"
+        )
+
+
+class SpoolUnavailable(QueenError):
+    """Pushes go to the spool now, and its disk does not take them. The request was not applied."""
+
+    code, status, title = "spool_unavailable", 503, "Spool unavailable"
+    retry_after_seconds = 5
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"the spool cannot be written ({reason}); nothing was applied; try again")
 
 
 class Draining(QueenError):

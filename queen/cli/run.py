@@ -48,6 +48,7 @@ def add_parser(commands: Commands) -> None:
     parser.add_argument("--log-format", choices=("json", "console"), help="(LOG_FORMAT; json unless on a terminal)")
     parser.add_argument("--app", default=DEFAULT_APP, help=argparse.SUPPRESS)  # module:factory of another application
     add_database_arguments(parser)
+    add_spool_arguments(parser)
 
 
 def add_control_argument(parser: argparse.ArgumentParser) -> None:
@@ -76,6 +77,12 @@ def flags_of(arguments: argparse.Namespace) -> dict[str, object]:
     if flags.get("database_url") is not None:
         flags["database_url"] = Secret(flags["database_url"])
     return flags
+
+
+def add_spool_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags about pushes while PostgreSQL is away."""
+    parser.add_argument("--spool-dir", type=Path, help="directory of the spool, on a local disk (FILE_BUFFER_DIR)")
+    parser.add_argument("--spool-max-bytes", type=int, help="bytes that may wait in it (QUEEN_SPOOL_MAX_BYTES; 1 GiB)")
 
 
 def settings_from(arguments: argparse.Namespace) -> Settings:

@@ -93,6 +93,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     db_lock_timeout_seconds: float = 10.0
     db_statement_cache: bool = True  # False behind PgBouncer in transaction mode
     buckets: int = 1  # fixed when the database is initialised; 64 on Citus
+    # the spool, for pushes while PostgreSQL is away
+    spool_dir: Path | None = None  # None: none; queen-trio run has one by itself
+    spool_max_bytes: int = 1024 * MiB
+    spool_interval_seconds: float = 0.1  # between two looks whether there is anything to drain
+    spool_batch: int = 1000  # entries of one write of the drain
     # requests
     max_body_bytes: int = 100 * MiB
     default_timeout_seconds: float = 30.0  # of a waiting pop

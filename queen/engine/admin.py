@@ -15,6 +15,7 @@ import trio
 
 from queen.engine.batcher import Batcher
 from queen.engine.monitor import Monitor
+from queen.engine.spooling import PUSH_MAINTENANCE
 from queen.model.browse import DeadLetterFilter, Found, MessageDetail, MessageQuery
 from queen.model.message import PushResult
 from queen.model.metrics import (
@@ -232,6 +233,16 @@ class Admin:
     async def pause_pops(self, *, paused: bool) -> None:
         """Switch pops off or on, on every server of this database: within a second, and until it is switched back."""
         await self._store.metrics.switch(POP_MAINTENANCE, enabled=paused)
+        self._tell_switched()
+
+    async def pushes_paused(self) -> bool:
+        """Whether pushes are sent to the spool."""
+        return PUSH_MAINTENANCE in await self._store.metrics.switches()
+
+    async def pause_pushes(self, *, paused: bool) -> None:
+        """Send pushes to the spool or store them again, on every server of this database: within a second, and until it
+        is switched back."""
+        await self._store.metrics.switch(PUSH_MAINTENANCE, enabled=paused)
         self._tell_switched()
 
     # -- life -----------------------------------------------------------------------------------------------------

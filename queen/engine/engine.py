@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import AsyncIterator, Iterable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import datetime
 from typing import Final, NamedTuple
 from uuid import UUID, uuid4
 
+import msgspec
 import structlog
 import trio
 
@@ -20,11 +21,13 @@ from queen.engine.admin import POP_MAINTENANCE, Admin
 from queen.engine.batcher import Batcher
 from queen.engine.housekeeping import run_housekeeping
 from queen.engine.monitor import Monitor
+from queen.engine.spooling import PUSH_MAINTENANCE, Spooling
 from queen.engine.wakeups import UNNAMED, Lot, Topic, Wakeups, hint, hints_of
-from queen.errors import EncryptionUnavailable, QueenError, QueueFull
+from queen.errors import EncryptionUnavailable, OutcomeUnknown, QueenError, QueueFull, StorageUnavailable
 from queen.model.message import (
     Ack,
     AckResult,
+    Buffered,
     ClaimedPartition,
     LeaseExtension,
     NewMessage,
@@ -42,7 +45,8 @@ from queen.storage.claims import ClaimOutcome, ClaimRequest, Surplus
 from queen.storage.dead_letters import DeadLetter
 from queen.storage.ids import partition_id_of
 from queen.storage.pushes import PushRequest, Woken
-from queen.storage.store import Store, open_store
+from queen.storage.spool import Spool, open_spool
+from queen.storage.store import Store, keyring_of, open_store
 
 PUSH_WEIGHT: Final = 16 * 1024 * 1024
 """Bytes of one write of pushes: bounds its memory and how long its partitions stay locked."""
@@ -126,7 +130,7 @@ class _Look(NamedTuple):
 class Engine:
     """The verbs. Open it with :func:`open_engine`."""
 
-    def __init__(self, store: Store, settings: Settings) -> None:
+    def __init__(self, store: Store, settings: Settings, spool: Spool | None = None) -> None:
         self.store = store
         self._settings = settings
         self._wakeups = Wakeups()
@@ -154,6 +158,8 @@ class Engine:
             max_waiting=MAX_WAITING,
             abandoned=self._abandon,
         )
+        self.spooling = Spooling(spool, store, settings, self._store_push, self._write_pushes, self.read_switches)
+        store.on_back = self._storage_is_back
         store.catalogue.changed = self._queue_changed
         store.notifications.on_keys = lambda hints: self._heard(hints)
         store.notifications.on_gap = self._wakeups.tell_all
@@ -169,15 +175,23 @@ class Engine:
 
     async def delete_queue(self, name: str) -> bool:
         """Delete a queue and all that is in it. True if it existed."""
-        return await self.store.catalogue.delete(name)
+        existed = await self.store.catalogue.delete(name)
+        await self.spooling.queue_deleted(name)
+        return existed
 
     # -- push -----------------------------------------------------------------------------------------------------
 
-    async def push(self, messages: Sequence[NewMessage], producer_sub: str | None) -> list[PushResult]:
-        """Store the messages, all or none; durable when this returns. Duplicates are told, not stored."""
+    async def push(self, messages: Sequence[NewMessage], producer_sub: str | None) -> list[PushResult] | Buffered:
+        """Store the messages, all or none; durable when this returns. Duplicates are told, not stored.
+
+        Buffered: PostgreSQL is away, or push maintenance is on; they will be stored when it is over.
+        """
         if not messages:
             return []
-        request = PushRequest(messages, producer_sub)
+        return await self.spooling.push(PushRequest(messages, producer_sub))
+
+    async def _store_push(self, request: PushRequest) -> list[PushResult]:
+        messages = request.messages
         return await self._pushes.submit(request, MESSAGE_WEIGHT * len(messages) + request.payload_bytes)
 
     async def _write_pushes(self, requests: Sequence[PushRequest]) -> list[list[PushResult] | QueueFull]:
@@ -196,7 +210,7 @@ class Engine:
         if self.pops_paused:
             await self._hold(request)
         else:
-            batch = await self._wait_for_batch(request)
+            batch = await self._outlast(request)
         messages = 0 if batch is None else batch.message_count
         queue = request.queue if batch is None else batch.claims[0].queue
         self.store.activity.popped(queue, request.group, messages)
@@ -208,6 +222,36 @@ class Engine:
         """Pops are switched off. One that would wait is held a little: answered at once, it would be back at once."""
         with trio.move_on_after(min(request.timeout_seconds or 0, _PAUSED_SECONDS)):
             await self._drained.wait()
+
+    async def _outlast(self, request: PopRequest) -> LeasedBatch | None:
+        """Wait for messages; a pop that may wait does so while PostgreSQL is away, too."""
+        deadline = trio.current_time() + (request.timeout_seconds or 0)
+        while True:
+            try:
+                return await self._wait_for_batch(request)
+            except (StorageUnavailable, OutcomeUnknown):
+                if trio.current_time() >= deadline or self._draining:
+                    raise
+                with trio.move_on_at(deadline):
+                    await self._wait_storage()
+                rest_seconds = max(0.0, deadline - trio.current_time())
+                request = msgspec.structs.replace(request, timeout_seconds=rest_seconds)
+
+    async def _wait_storage(self) -> None:
+        """Until PostgreSQL may answer again, or the server drains."""
+        if not self.store.away:
+            with trio.move_on_after(_LOOK_AGAIN_SECONDS):
+                await self._drained.wait()
+            return
+        async with trio.open_nursery() as either:
+
+            async def wait_back() -> None:
+                await self.store.wait_back()
+                either.cancel_scope.cancel()
+
+            either.start_soon(wait_back)
+            await self._drained.wait()
+            either.cancel_scope.cancel()
 
     async def _wait_for_batch(self, request: PopRequest) -> LeasedBatch | None:
         """Look, and look again whenever there is news."""
@@ -356,6 +400,7 @@ class Engine:
             if isinstance(operation, Ack)
         ]
         messages = [message for operation in operations if not isinstance(operation, Ack) for message in operation]
+        await self.spooling.wait_turn({message.queue for message in messages})
         flush = self.store.pushes.flush_of([PushRequest(messages, producer_sub)])
         error, pushed, acked, woken, released = await self.store.acks.transact(flush, acks, required_leases)
         if error is not None:
@@ -406,6 +451,7 @@ class Engine:
     async def cycle_stream(self, cycle: Cycle, producer_sub: str | None) -> CycleResult:
         """State, sink messages and acknowledgement in one commit, or nothing and the reason."""
         try:
+            await self.spooling.wait_turn({message.queue for message in cycle.messages})
             result, woken, released = await self.store.streams.cycle(cycle, producer_sub)
         except EncryptionUnavailable as error:
             return CycleResult(error=error.detail)
@@ -475,11 +521,28 @@ class Engine:
 
     async def read_switches(self) -> None:
         """Do as the switches of the cluster say."""
-        paused = POP_MAINTENANCE in await self.store.metrics.switches()
+        switches = await self.store.metrics.switches()
+        spooling = PUSH_MAINTENANCE in switches
+        if spooling != self.spooling.maintenance:
+            self.spooling.maintenance = spooling
+            log.warning("pushes go to the spool by order" if spooling else "pushes are stored again")
+            self.spooling.kick()
+        paused = POP_MAINTENANCE in switches
         if paused != self.pops_paused:
             self.pops_paused = paused
             log.warning("pops are switched off" if paused else "pops are switched on again")
             self._wakeups.tell_all()
+
+    async def pause_pushes(self, *, paused: bool) -> None:
+        """Send pushes to the spool, or store them again: here at once, everywhere within a second."""
+        await self.admin.pause_pushes(paused=paused)
+        await self.read_switches()
+
+    def _storage_is_back(self) -> None:
+        """PostgreSQL answers again: switches may have been turned meanwhile, and there may be something to drain."""
+        self._switched.set()
+        self.spooling.kick()
+        self._wakeups.tell_all()
 
     async def _run_switches(self) -> None:
         """Follow the switches. A hint tells of most changes at once; the look in between is for one that is lost."""
@@ -605,6 +668,7 @@ class Engine:
             for batcher in (self._pushes, self._acks, self._claims):
                 await tasks.start(batcher.run)
             await tasks.start(self.admin.run)
+            await tasks.start(self.spooling.run)
             tasks.start_soon(self._wakeups.run_timers)
             tasks.start_soon(self._run_notifier)
             tasks.start_soon(self._run_surplus)
@@ -630,9 +694,21 @@ def _with_lease(ack: Ack, lease_id: str) -> Ack:
 @asynccontextmanager
 async def open_engine(settings: Settings) -> AsyncIterator[Engine]:
     """Open storage and the engine's tasks; close them in reverse. Raises StartupError with one sentence."""
-    async with open_store(settings) as store, trio.open_nursery() as tasks:
-        engine = Engine(store, settings)
-        await engine.read_switches()
+    async with AsyncExitStack() as stack:
+        spool: Spool | None = None
+        known_buckets: int | None = None
+        if settings.spool_dir is not None:
+            spool = await stack.enter_async_context(
+                open_spool(settings.spool_dir, settings.spool_max_bytes, keyring_of(settings))
+            )
+            known_buckets = spool.buckets
+        store = await stack.enter_async_context(open_store(settings, known_buckets=known_buckets))
+        tasks = await stack.enter_async_context(trio.open_nursery())
+        engine = Engine(store, settings, spool)
+        if not store.away:
+            await engine.read_switches()
+            if spool is not None:
+                await spool.remember_buckets(store.buckets)
         await tasks.start(engine.run)
         try:
             yield engine

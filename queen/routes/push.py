@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from queen.errors import QueueFull
+from queen.model.message import Buffered
 from queen.routes.call import Answer, Call, Context
-from queen.routes.wire.push import read_push, refused_results, write_push
+from queen.routes.wire.push import read_push, refused_results, write_buffered, write_push
 
 
 async def push(context: Context, call: Call) -> Answer:
@@ -19,6 +20,10 @@ async def push(context: Context, call: Call) -> Answer:
     except QueueFull as error:
         error.results = refused_results(messages, error)
         raise
+    if isinstance(results, Buffered):
+        context.counters.pushed += len(messages)
+        call.facts["buffered"] = True
+        return Answer(201, write_buffered(messages, results))
     duplicates = sum(result.duplicate for result in results)
     context.counters.pushed += len(results) - duplicates
     call.facts["duplicates"] = duplicates

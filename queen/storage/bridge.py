@@ -23,10 +23,10 @@ import trio
 import trio_asyncio
 from outcome import Error, Outcome, Value
 
-from queen.errors import Draining, Overloaded, StorageUnavailable
+from queen.errors import Draining, OutcomeUnknown, Overloaded, StorageUnavailable
 from queen.observability.doing import DatabaseJob
 from queen.storage.connect import Connection, hang_up
-from queen.storage.translate import CONNECTION_LOST, RETRYABLE, translate
+from queen.storage.translate import CONNECTION_LOST, RETRYABLE, translate, was_undone
 
 T = TypeVar("T")
 Connect = Callable[[], Awaitable[Connection]]
@@ -66,6 +66,11 @@ class Bridge:
         self._idle: list[_Runner] = []
         self._runners: list[_Runner] = []
         self._closed = False
+        self.away = False  # PostgreSQL does not answer: work is refused at once
+        self.back = trio.Event()  # set while it does
+        self.back.set()
+        self.suspicion = trio.Event()  # something broke: whoever watches is to look
+        self.generation = 0  # grows when PostgreSQL goes away: connections of before are not used again
         self.done = 0
         self.errors = 0
 
@@ -77,6 +82,8 @@ class Bridge:
         """
         if self._closed:
             raise Draining("storage is closed")
+        if self.away:
+            raise _unreachable()
         if len(self._waiting) >= MAX_WAITING_JOBS:
             raise Overloaded("too many requests wait for PostgreSQL; try again")
         job = _Job(work, writes)
@@ -107,6 +114,8 @@ class Bridge:
     def count(self, result: Outcome[Any]) -> None:
         """A job ended. What the client did wrong is no error of storage."""
         self.done += 1
+        if isinstance(result, Error) and isinstance(result.error, (StorageUnavailable, OutcomeUnknown)):
+            self.suspicion.set()
         if isinstance(result, Error) and getattr(result.error, "status", 500) >= 500:
             self.errors += 1
 
@@ -119,12 +128,42 @@ class Bridge:
 
     async def open_connection(self) -> Connection:
         """asyncio flavor."""
+        if self.away:
+            raise _unreachable()
         try:
             return await self._connect()
         except asyncpg.TooManyConnectionsError as error:
             raise translate(error, sent=False) from error
         except (*CONNECTION_LOST, asyncpg.PostgresError) as error:  # away, or there and refusing us
-            raise StorageUnavailable("PostgreSQL cannot be reached; nothing was applied; try again") from error
+            raise _unreachable() from error
+
+    def oldest_seconds(self) -> float:
+        """How long the oldest of the running jobs has been running."""
+        now = trio.current_time()
+        return max((now - runner.busy_since for runner in self._runners if runner.busy_since is not None), default=0.0)
+
+    def connections_older_than(self, seconds: float) -> dict[int, Connection]:
+        """The connections, by their backends' process ids, of jobs that have been running for longer."""
+        before = trio.current_time() - seconds
+        late = [r.connection for r in self._runners if r.busy_since is not None and r.busy_since <= before]
+        return {c.get_server_pid(): c for c in late if c is not None and not c.is_closed()}
+
+    async def go_away(self) -> None:
+        """asyncio flavor. PostgreSQL does not answer: cut off what runs, refuse what waits and all that is to come."""
+        self.away = True
+        self.back = trio.Event()
+        self.generation += 1
+        while self._waiting:
+            self._waiting.popleft().finish(Error(_unreachable()))
+        for runner in self._runners:
+            if runner.busy_since is not None and runner.connection is not None:
+                runner.connection.terminate()
+        await asyncio.sleep(0)  # the loop closes their sockets
+
+    def come_back(self) -> None:
+        """PostgreSQL answers."""
+        self.away = False
+        self.back.set()
 
     def close(self) -> None:
         """Take no more jobs; those that wait are refused, those that run are finished by their runners."""
@@ -143,6 +182,8 @@ class _Runner:
         self._connection: Connection | None = None
         self._wake = trio.Event()
         self._given: _Job[Any] | None = None
+        self._generation = 0
+        self.busy_since: float | None = None  # Trio time at which the running job was begun
         self._doing: _Job[Any] | None = None
         self._stopping = False
 
@@ -177,7 +218,9 @@ class _Runner:
                     return
                 job.since, self._doing = trio.current_time(), job
                 try:
+                    self.busy_since = trio.current_time()
                     result = await trio_asyncio.aio_as_trio(self._do)(job)
+                    self.busy_since = None
                     self._bridge.count(result)
                     job.finish(result)
                 except BaseException:
@@ -189,12 +232,19 @@ class _Runner:
             with trio.move_on_after(_CLOSE_SECONDS, shield=True):  # a goodbye to PostgreSQL, not worth more
                 await trio_asyncio.aio_as_trio(self._disconnect)()
 
+    @property
+    def connection(self) -> Connection | None:
+        return self._connection
+
     async def _do(self, job: _Job[T]) -> Outcome[T]:
         """asyncio flavor: never raises but on cancel."""
         for attempt in range(_CONFLICT_TRIES):
             sent = False
             try:
+                if self._connection is not None and self._generation != self._bridge.generation:
+                    await hang_up(self._connection)
                 if self._connection is None or self._connection.is_closed():
+                    self._generation = self._bridge.generation
                     self._connection = await self._bridge.open_connection()
                 sent = True
                 return Value(await job.work(self._connection))
@@ -206,7 +256,7 @@ class _Runner:
                 if self._connection is not None:
                     await hang_up(self._connection)
                     self._connection = None
-                if sent and not job.writes and attempt == 0:
+                if sent and attempt == 0 and (not job.writes or was_undone(error)):
                     continue
                 return Error(translate(error, sent=sent and job.writes))
             except Exception as error:  # noqa: BLE001  the caller gets it; the runner serves others
@@ -225,6 +275,10 @@ class _Runner:
 def _name(job: _Job[Any]) -> str:
     """The method that the work belongs to, as in ``Pushes.write``."""
     return job.work.__qualname__.partition(".<locals>")[0]
+
+
+def _unreachable() -> StorageUnavailable:
+    return StorageUnavailable("PostgreSQL cannot be reached; nothing was applied; try again")
 
 
 @asynccontextmanager

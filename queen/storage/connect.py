@@ -17,6 +17,10 @@ _EPOCH: Final = "SELECT ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8)):
 _STATEMENT_MARGIN_SECONDS: Final = 5
 """How much longer than PostgreSQL's own statement timeout we wait: after that the connection is taken for dead."""
 
+_SILENCE_SECONDS: Final = 5
+"""After which the kernel asks whether the other end of a connection is there, or gives up what it has sent to it.
+Whether PostgreSQL is away is known before (pulse.py); this is for connections that nobody waits on."""
+
 
 class Connection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg ships no types
     """A connection that knows the epoch (PostgreSQL timeline) it was opened in."""
@@ -51,6 +55,12 @@ async def open_connection(settings: Settings, *, application: str = "queen-trio"
     raw = connection._transport.get_extra_info("socket")
     if raw is not None and raw.family in (socket.AF_INET, socket.AF_INET6):
         raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _SILENCE_SECONDS)
+        raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 1)
+        raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
+        if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux
+            raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _SILENCE_SECONDS * 1000)
     try:
         connection.epoch = await connection.fetchval(_EPOCH)
     except BaseException:  # whoever waits for this is gone, or it broke at once: nobody else knows the connection

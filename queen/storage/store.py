@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from datetime import datetime
 from typing import Final
 
 import asyncpg
 import outcome
+import structlog
 import trio
 import trio_asyncio
 
@@ -32,6 +33,7 @@ from queen.storage.messages import Messages
 from queen.storage.metrics import Metrics
 from queen.storage.migrate import migrate
 from queen.storage.notify import Notifications
+from queen.storage.pulse import Pulse
 from queen.storage.pushes import Pushes
 from queen.storage.redrive import Redrive
 from queen.storage.resources import Resources
@@ -39,6 +41,8 @@ from queen.storage.segments import Keyring
 from queen.storage.streams import Streams
 from queen.storage.traces import Traces
 from queen.storage.translate import CONNECTION_LOST
+
+log = structlog.get_logger("queen.storage")
 
 _HEALTH_SECONDS: Final = 1.5
 _STARTUP_SECONDS: Final = 5.0
@@ -54,15 +58,27 @@ _BACKENDS: Final = """
 """
 
 
+def keyring_of(settings: Settings) -> Keyring:
+    """The encryption keys that the settings name."""
+    return Keyring(bytes.fromhex(settings.encryption_key.reveal()) if settings.encryption_key else None)
+
+
 class Store:
     """Durable storage. The parts are public: each is one subject."""
 
     def __init__(
-        self, bridge: Bridge, onlooker: Bridge, notifications: Notifications, settings: Settings, buckets: int
+        self,
+        bridge: Bridge,
+        onlooker: Bridge,
+        pulse: Pulse,
+        notifications: Notifications,
+        settings: Settings,
+        buckets: int,
     ) -> None:
-        keyring = Keyring(bytes.fromhex(settings.encryption_key.reveal()) if settings.encryption_key else None)
+        keyring = keyring_of(settings)
         self._bridge = bridge
         self._onlooker = onlooker
+        self._pulse = pulse
         self.buckets = buckets
         self.notifications = notifications
         self.catalogue = Catalogue(bridge, buckets, settings.queue_defaults)
@@ -81,7 +97,17 @@ class Store:
         self.traces = Traces(bridge, keyring, buckets)
         self.metrics = Metrics(bridge)
         self.activity = Activity()
+        self.on_back: Callable[[], None] = lambda: None  # told when PostgreSQL answers again; must not block
         self.pushes.activity = self.claims.activity = self.acks.activity = self.streams.activity = self.activity
+
+    @property
+    def away(self) -> bool:
+        """Whether PostgreSQL is known not to answer: whatever is asked of it is refused at once."""
+        return self._bridge.away
+
+    async def wait_back(self) -> None:
+        """Until PostgreSQL is not known to be away."""
+        await self._bridge.back.wait()
 
     async def is_healthy(self) -> bool:
         """Whether PostgreSQL answers within a short deadline."""
@@ -91,6 +117,8 @@ class Store:
 
         with trio.move_on_after(_HEALTH_SECONDS):
             try:
+                if not await self._pulse.look():
+                    return False
                 return await self._bridge.run(ask, writes=False) == 1
             except QueenError:
                 return False
@@ -130,9 +158,9 @@ class Store:
         return self._bridge.statistics()
 
 
-async def _prepare(connect: Connect, buckets: int) -> int:
+async def _prepare(connect: Connect, buckets: int, patience_seconds: float) -> int:
     """asyncio flavor. Migrate; return the number of buckets. A PostgreSQL that is just starting is waited for."""
-    deadline = time.monotonic() + _STARTUP_SECONDS
+    deadline = time.monotonic() + patience_seconds
     while True:
         try:
             connection = await connect()
@@ -148,22 +176,40 @@ async def _prepare(connect: Connect, buckets: int) -> int:
 
 
 @asynccontextmanager
-async def open_store(settings: Settings) -> AsyncIterator[Store]:
-    """Connect, migrate, and serve until the block ends. Raises StartupError with one sentence when it cannot."""
+async def open_store(settings: Settings, *, known_buckets: int | None = None) -> AsyncIterator[Store]:
+    """Connect, migrate, and serve until the block ends. Raises StartupError with one sentence when it cannot.
+
+    ``known_buckets``: those of the database, from before: then it may be away; what is left undone is done when it is
+    back.
+    """
 
     async def connect() -> Connection:
         return await open_connection(settings)
 
     # a loop of its own, so that a failure leaves it as one error and not as a group
     async with trio_asyncio.open_loop():
-        prepared = await outcome.acapture(trio_asyncio.aio_as_trio(_prepare), connect, settings.buckets)
+        patience_seconds = _STARTUP_SECONDS if known_buckets is None else 0.0
+        prepared = await outcome.acapture(
+            trio_asyncio.aio_as_trio(_prepare), connect, settings.buckets, patience_seconds
+        )
+    away = False
     try:
         buckets = prepared.unwrap()
     except CONNECTION_LOST as error:
-        reason = "it does not answer" if isinstance(error, TimeoutError) else str(error)
-        raise StartupError(f"PostgreSQL cannot be reached: {reason}") from error
+        if known_buckets is not None and not isinstance(error, asyncpg.InterfaceError):
+            away, buckets = True, known_buckets
+            log.error("PostgreSQL cannot be reached: starting without it", error=str(error) or type(error).__name__)
+        else:
+            reason = "it does not answer" if isinstance(error, TimeoutError) else str(error)
+            raise StartupError(f"PostgreSQL cannot be reached: {reason}") from error
     except (asyncpg.InvalidAuthorizationSpecificationError, asyncpg.InvalidCatalogNameError) as error:
         raise StartupError(f"PostgreSQL refuses the connection: {error}") from error
+
+    async def prepare(connection: Connection) -> None:
+        found = await migrate(connection, settings.buckets)
+        if found != buckets:
+            raise StartupError(f"the database has {found} buckets, and had {buckets} when it was last seen")
+
     connections = max(2, settings.db_pool_size // max(1, settings.workers))
     async with (
         trio_asyncio.open_loop(),
@@ -173,7 +219,13 @@ async def open_store(settings: Settings) -> AsyncIterator[Store]:
     ):
         notifications = Notifications(bridge, connect)
         await listeners.start(notifications.run)
+        if away:
+            await trio_asyncio.aio_as_trio(bridge.go_away)()
+        pulse = Pulse(bridge, connect, prepare=prepare if away else None, direct=settings.db_statement_cache)
+        await listeners.start(pulse.run)
         try:
-            yield Store(bridge, onlooker, notifications, settings, buckets)
+            store = Store(bridge, onlooker, pulse, notifications, settings, buckets)
+            pulse.on_back = lambda: store.on_back()
+            yield store
         finally:
             listeners.cancel_scope.cancel()

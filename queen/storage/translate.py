@@ -26,6 +26,16 @@ CONNECTION_LOST = (
 """After these the connection is not to be used again."""
 
 
+def was_undone(error: BaseException) -> bool:
+    """Whether PostgreSQL ended the connection and says so in place of an answer: then it has not committed.
+
+    It holds such an end back while it commits, and sends the answer before it looks again (CommitTransaction and
+    PostgresMain in its source). Waiting for a synchronous standby it says it as a warning, which this is not.
+    """
+    told = error.__cause__ if isinstance(error, asyncpg.ConnectionDoesNotExistError) else error
+    return isinstance(told, asyncpg.AdminShutdownError) and told.severity_en == "FATAL"
+
+
 def translate(error: BaseException, *, sent: bool) -> BaseException:
     """The error a caller sees. ``sent``: a statement that writes may have reached PostgreSQL before the break.
 
@@ -48,7 +58,7 @@ def translate(error: BaseException, *, sent: bool) -> BaseException:
             "PostgreSQL undid the work because of a conflict, several times; nothing was applied; try again"
         )
     if isinstance(error, CONNECTION_LOST):
-        if sent and not isinstance(error, asyncpg.CannotConnectNowError):
+        if sent and not was_undone(error) and not isinstance(error, asyncpg.CannotConnectNowError):
             return OutcomeUnknown(
                 "the connection to PostgreSQL broke before it answered; whether this was applied is unknown; "
                 "repeat it with the same transaction ids"

@@ -168,7 +168,11 @@ class WorkerProcess(Life):
     async def _give_orders(self, channel: ControlChannel) -> None:
         database = self._around.database
         await database.ready.wait()
-        settings = msgspec.structs.replace(self._around.settings, database_url=Secret(database.url))
+        settings = msgspec.structs.replace(
+            self._around.settings,
+            database_url=Secret(database.url),
+            spool_dir=self._around.settings.spool_dir or database.spool_dir,
+        )
         with contextlib.suppress(trio.BrokenResourceError):  # it died: whoever reads the channel sees its end
             await channel.send(Start(settings=msgspec.Raw(encode_settings(settings))))
             await self._has_slot.wait()

@@ -107,6 +107,8 @@ class Server:
         }
         path = os.pathsep.join(map(str, (*python_path, HERE, PROJECT)))
         where = () if "--database-url" in flags else ("--data-dir", str(home))
+        clean["RUNTIME_DIRECTORY"] = str(logs)  # of the control socket
+        clean |= {"FILE_BUFFER_DIR": str(logs / "spool")} if "--database-url" in flags else {}
         with self._out.open("wb") as out, self._err.open("wb") as err:
             self.process: subprocess.Popen[bytes] = subprocess.Popen(
                 [

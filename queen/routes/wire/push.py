@@ -10,7 +10,7 @@ from uuid import UUID
 import msgspec
 
 from queen.errors import InvalidRequest, QueueFull
-from queen.model.message import NewMessage, PushResult
+from queen.model.message import Buffered, NewMessage, PushResult
 from queen.model.queue import DEFAULT_PARTITION
 from queen.routes.wire.body import (
     NULL,
@@ -177,6 +177,25 @@ def refused_results(messages: Sequence[NewMessage], error: QueueFull) -> list[di
         }
         for index, message in enumerate(messages)
     ]
+
+
+def write_buffered(messages: Sequence[NewMessage], buffered: Buffered) -> bytes:
+    """The answer to a push that went to the spool: there is no message id yet."""
+    return msgspec.json.encode(
+        [
+            {
+                "index": index,
+                "transaction_id": transaction_id,
+                "status": "buffered",
+                "trace_id": message.trace_id,
+                "transactionId": transaction_id,
+                "queueName": message.queue,
+                "queue": message.queue,
+                "partition": message.partition,
+            }
+            for index, (message, transaction_id) in enumerate(zip(messages, buffered.transaction_ids, strict=True))
+        ]
+    )
 
 
 def _tail(queue: str, partition: str, partition_id: str) -> str:

@@ -1,0 +1,543 @@
+"""Pushes on the disk of this machine, for when PostgreSQL cannot take them: one SQLite file for all workers.
+
+What is pushed is appended in one order for all workers, each write is on the disk before it is answered (WAL,
+``synchronous=FULL``), and what has reached PostgreSQL is removed. When to write here and when to drain is decided in
+engine/spooling.py; no SQL of PostgreSQL is here.
+
+    <directory>/spool.sqlite3   entries in order, what was set aside, and their totals
+    <directory>/state           one page of memory that all workers share: is there a backlog, and how much
+    <directory>/lock            held (flock) by who writes; the kernel lets go of it when its holder dies
+    <directory>/drain           held by the one worker that drains
+
+The rule that order rests on: the backlog flag is raised, under the lock, before the first entry is committed, and
+lowered, under the lock, only when the last one has left. A push that finds it down has nothing before it here.
+
+SQLite needs working POSIX locks and shared memory: the directory is to be on a local disk.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import mmap
+import os
+import sqlite3
+import struct
+import time
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Final, NamedTuple, TypeVar
+
+import msgspec
+import structlog
+import trio
+
+from queen.errors import QueenError, SpoolFull, SpoolUnavailable, StartupError
+from queen.model.spool import SpoolFigures
+from queen.storage.ids import uuid7_texts
+from queen.storage.pushes import PushRequest
+from queen.storage.segments import Keyring
+
+T = TypeVar("T")
+
+VERSION: Final = 1
+
+ENTRY_OVERHEAD: Final = 256
+"""What an entry takes on the disk beside its body, generously: row, index, names."""
+
+CHECKPOINT_BYTES: Final = 1024 * 1024
+"""A file larger than this is given back to the disk when the spool is empty."""
+
+_SCHEMA: Final = """
+CREATE TABLE entries (
+    number INTEGER PRIMARY KEY AUTOINCREMENT,
+    request INTEGER NOT NULL,           -- number of the first entry of its push request: they are stored together
+    accepted_us INTEGER NOT NULL,       -- Unix time by this machine's clock
+    queue TEXT NOT NULL,
+    messages INTEGER NOT NULL,
+    bytes INTEGER NOT NULL,
+    key_id TEXT,                        -- which key sealed the body; NULL: none
+    body BLOB NOT NULL
+) STRICT;
+CREATE INDEX entries_by_queue ON entries (queue);
+CREATE TABLE quarantine (
+    number INTEGER PRIMARY KEY,
+    accepted_us INTEGER NOT NULL,
+    set_aside_us INTEGER NOT NULL,
+    reason TEXT NOT NULL,
+    queue TEXT NOT NULL,
+    messages INTEGER NOT NULL,
+    bytes INTEGER NOT NULL,
+    key_id TEXT,
+    body BLOB NOT NULL
+) STRICT;
+CREATE TABLE meta (
+    only_row INTEGER PRIMARY KEY CHECK (only_row = 1),
+    buckets INTEGER,                    -- of the database this spool belongs to, since it was first seen
+    pending_entries INTEGER NOT NULL,
+    pending_messages INTEGER NOT NULL,
+    pending_bytes INTEGER NOT NULL,
+    quarantined_messages INTEGER NOT NULL,
+    quarantined_bytes INTEGER NOT NULL
+) STRICT;
+INSERT INTO meta VALUES (1, NULL, 0, 0, 0, 0, 0);
+"""
+
+_STATE: Final = struct.Struct("<7Q")
+_BACKLOG: Final = 0
+
+log = structlog.get_logger("queen.storage")
+
+
+class KeptMessage(msgspec.Struct, frozen=True, gc=False):
+    """A message as it comes out of the spool. Its transaction id is never absent."""
+
+    queue: str
+    partition: str
+    payload: bytes
+    transaction_id: str | None
+    trace_id: str | None
+
+
+class _Body(msgspec.Struct, array_like=True):
+    """What an entry holds: the messages of one push request for one queue, in order, as columns."""
+
+    producer_sub: str | None
+    partitions: list[str]
+    transaction_ids: list[str]
+    trace_ids: list[str | None]
+    payloads: list[bytes]
+
+
+_encode_body: Final = msgspec.msgpack.Encoder().encode
+_decode_body: Final = msgspec.msgpack.Decoder(_Body).decode
+
+
+class Entry(NamedTuple):
+    """An entry read back. ``trouble``: why it cannot be read; then there is no request."""
+
+    number: int
+    queue: str
+    messages: int
+    size: int
+    request: PushRequest | None
+    trouble: str | None
+
+
+class Portion(NamedTuple):
+    """The first entries of the spool. ``whole``: there were no others when it was read."""
+
+    entries: list[Entry]
+    whole: bool
+
+
+class _File:
+    """A connection to the file and a lock of its own: two of them in one process exclude each other too.
+
+    Everything here blocks: call it in a thread, one call at a time.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.path = directory / "spool.sqlite3"
+        self.lock_fd = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self.sql = sqlite3.connect(self.path, timeout=10, isolation_level=None, check_same_thread=False)
+        self.sql.execute("PRAGMA auto_vacuum = INCREMENTAL")  # before the first table; later without effect
+        self.sql.execute("PRAGMA journal_mode = WAL")
+        self.sql.execute("PRAGMA synchronous = FULL")
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        fcntl.flock(self.lock_fd, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            fcntl.flock(self.lock_fd, fcntl.LOCK_UN)
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        self.sql.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            self.sql.execute("COMMIT")
+        except BaseException:
+            if self.sql.in_transaction:
+                self.sql.execute("ROLLBACK")
+            raise
+
+    def close(self) -> None:
+        self.sql.close()
+        os.close(self.lock_fd)
+
+
+class Spool:
+    """See the module. Open it with :func:`open_spool`. ``max_bytes``: of what waits and what was set aside."""
+
+    def __init__(self, directory: Path, max_bytes: int, keyring: Keyring) -> None:
+        self.directory = directory
+        self.max_bytes = max_bytes
+        self._keyring = keyring
+        self._limit_writes = trio.CapacityLimiter(1)
+        self._limit_drain = trio.CapacityLimiter(1)
+        self._held = False
+        _make_directory(directory)
+        self._state_fd = os.open(directory / "state", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._drain_fd = os.open(directory / "drain", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._writer = _File(directory)
+        self._drainer = _File(directory)
+        with self._writer.locked():
+            if os.fstat(self._state_fd).st_size < mmap.PAGESIZE:
+                os.ftruncate(self._state_fd, mmap.PAGESIZE)
+            self._map = mmap.mmap(self._state_fd, mmap.PAGESIZE)
+            self._words = memoryview(self._map).cast("Q")
+            self._create()
+            self._publish(self._writer)
+            self._words[_BACKLOG] = int(self.figures.pending_entries > 0)
+        _sync_directory(directory)
+
+    # -- without waiting ------------------------------------------------------------------------------------------
+
+    @property
+    def backlog(self) -> bool:
+        """Whether anything waits here, put by whichever worker of this server. A read of shared memory."""
+        return self._words[_BACKLOG] != 0
+
+    @property
+    def figures(self) -> SpoolFigures:
+        """How full it is, as of the last write of any worker."""
+        return SpoolFigures(*_STATE.unpack_from(self._map)[1:])
+
+    @property
+    def has_room(self) -> bool:
+        """Whether a push of ordinary size would be taken."""
+        figures = self.figures
+        return figures.pending_bytes + figures.quarantined_bytes + ENTRY_OVERHEAD < self.max_bytes
+
+    @property
+    def seals(self) -> bool:
+        """Whether what is kept is encrypted: there is a key."""
+        return self._keyring.current is not None
+
+    # -- keeping --------------------------------------------------------------------------------------------------
+
+    async def keep(
+        self, requests: Sequence[PushRequest], *, if_backlog: bool = False
+    ) -> list[list[str] | SpoolFull | None]:
+        """Append push requests in one commit; on the disk when this returns.
+
+        Messages without a transaction id get one. Returns for each request the transaction ids of its messages, or
+        why it was not taken. ``if_backlog``: nothing is appended when nothing waits any more (then None for each).
+
+        Raises:
+            SpoolUnavailable: the disk does not take it; nothing was appended.
+        """
+        return await self._in_thread(self._limit_writes, partial(self._keep, requests, if_backlog))
+
+    def _keep(self, requests: Sequence[PushRequest], if_backlog: bool) -> list[list[str] | SpoolFull | None]:
+        prepared = [self._prepare(request) for request in requests]
+        accepted_us = time.time_ns() // 1000
+        file = self._writer
+        with file.locked():
+            if if_backlog and not self.backlog:
+                return [None] * len(requests)
+            before = self.backlog
+            try:
+                with file.transaction():
+                    results = self._append(file.sql, prepared, accepted_us)
+                    self._words[_BACKLOG] = 1
+            except BaseException:
+                self._words[_BACKLOG] = int(before)
+                raise
+            self._publish(file)
+            if not before and not self.figures.pending_entries:
+                self._words[_BACKLOG] = 0  # nothing was taken
+        return results
+
+    def _prepare(self, request: PushRequest) -> tuple[list[str], list[tuple[str, int, int, str | None, bytes]]]:
+        """The transaction ids of a request, and its entries: queue, messages, bytes, key, body."""
+        messages = request.messages
+        fill = iter(uuid7_texts(sum(not message.transaction_id for message in messages)))
+        ids = [message.transaction_id or next(fill) for message in messages]
+        by_queue: dict[str, list[int]] = {}
+        for place, message in enumerate(messages):
+            by_queue.setdefault(message.queue, []).append(place)
+        entries = []
+        for queue, places in by_queue.items():
+            body = _encode_body(
+                _Body(
+                    request.producer_sub,
+                    [messages[place].partition for place in places],
+                    [ids[place] for place in places],
+                    [messages[place].trace_id for place in places],
+                    [request.payloads[place] for place in places],
+                )
+            )
+            key_id = self._keyring.current
+            if key_id is not None:  # whatever the queue asks for: while PostgreSQL is away it may not be known
+                body = self._keyring.encrypt(body, _context(queue))
+            entries.append((queue, len(places), len(body) + ENTRY_OVERHEAD, key_id, body))
+        return ids, entries
+
+    def _append(
+        self,
+        sql: sqlite3.Connection,
+        prepared: Sequence[tuple[list[str], list[tuple[str, int, int, str | None, bytes]]]],
+        accepted_us: int,
+    ) -> list[list[str] | SpoolFull | None]:
+        pending_bytes, quarantined_bytes = sql.execute("SELECT pending_bytes, quarantined_bytes FROM meta").fetchone()
+        room = self.max_bytes - pending_bytes - quarantined_bytes
+        (number,) = sql.execute("SELECT coalesce(max(seq), 0) FROM sqlite_sequence WHERE name = 'entries'").fetchone()
+        results: list[list[str] | SpoolFull | None] = []
+        rows = []
+        for ids, entries in prepared:
+            size = sum(entry[2] for entry in entries)
+            if size > room:
+                results.append(SpoolFull(self.max_bytes))
+                continue
+            room -= size
+            first = number + 1
+            for queue, messages, entry_bytes, key_id, body in entries:
+                number += 1
+                rows.append((number, first, accepted_us, queue, messages, entry_bytes, key_id, body))
+            results.append(ids)
+        sql.executemany("INSERT INTO entries VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
+        sql.execute(
+            "UPDATE meta SET pending_entries = pending_entries + ?, pending_messages = pending_messages + ?,"
+            " pending_bytes = pending_bytes + ?",
+            (len(rows), sum(row[4] for row in rows), sum(row[5] for row in rows)),
+        )
+        return results
+
+    # -- draining -------------------------------------------------------------------------------------------------
+
+    def lead(self) -> bool:
+        """Become the one worker that drains; False: another is. Does not wait."""
+        try:
+            fcntl.flock(self._drain_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+    def follow(self) -> None:
+        """Leave the draining to others."""
+        fcntl.flock(self._drain_fd, fcntl.LOCK_UN)
+
+    @asynccontextmanager
+    async def held(self) -> AsyncIterator[None]:
+        """Nobody appends in this block: what is read in it is all there is."""
+        await self._in_thread(self._limit_drain, partial(fcntl.flock, self._drainer.lock_fd, fcntl.LOCK_EX))
+        self._held = True
+        try:
+            yield
+        finally:
+            self._held = False
+            fcntl.flock(self._drainer.lock_fd, fcntl.LOCK_UN)
+
+    async def read(self, max_entries: int, max_bytes: int) -> Portion:
+        """The first entries, at least one if there is any; entries of one push request are not parted."""
+        return await self._in_thread(self._limit_drain, partial(self._read, max_entries, max_bytes))
+
+    def _read(self, max_entries: int, max_bytes: int) -> Portion:
+        rows: list[tuple[int, int, str, int, int, str | None, bytes]] = []
+        size = 0
+        cut = None
+        select = "SELECT number, request, queue, messages, bytes, key_id, body FROM entries ORDER BY number"
+        cursor = self._drainer.sql.execute(select)
+        try:
+            for row in cursor:
+                is_enough = rows and (len(rows) >= max_entries or size + row[4] > max_bytes)
+                if is_enough and row[1] != rows[-1][1]:
+                    cut = row
+                    break
+                rows.append(row)
+                size += row[4]
+        finally:
+            cursor.close()  # or its snapshot would keep the log from being checkpointed
+        return Portion([self._entry(*row) for row in rows], whole=cut is None)
+
+    def _entry(
+        self, number: int, _request: int, queue: str, messages: int, size: int, key_id: str | None, body: bytes
+    ) -> Entry:
+        try:
+            if key_id is not None:
+                body = self._keyring.decrypt(body, _context(queue), key_id, queue)
+            found = _decode_body(body)
+        except (QueenError, msgspec.MsgspecError) as error:
+            trouble = error.detail if isinstance(error, QueenError) else f"it does not decode: {error}"
+            return Entry(number, queue, messages, size, None, trouble)
+        columns = zip(found.partitions, found.payloads, found.transaction_ids, found.trace_ids, strict=True)
+        request = PushRequest([KeptMessage(queue, *column) for column in columns], found.producer_sub, promised=True)
+        return Entry(number, queue, messages, size, request, None)
+
+    async def remove(self, entries: Sequence[Entry], set_aside: Iterable[tuple[Entry, str]] = ()) -> None:
+        """What was read is in PostgreSQL, or has to be ``set_aside``, each with its reason."""
+        await self._in_thread(self._limit_drain, partial(self._remove, entries, list(set_aside)))
+
+    def _remove(self, entries: Sequence[Entry], set_aside: Sequence[tuple[Entry, str]]) -> None:
+        if self._held:
+            self._remove_locked(entries, set_aside)
+        else:
+            with self._drainer.locked():
+                self._remove_locked(entries, set_aside)
+
+    def _remove_locked(self, entries: Sequence[Entry], set_aside: Sequence[tuple[Entry, str]]) -> None:
+        file = self._drainer
+        with file.transaction():
+            for entry, reason in set_aside:
+                _quarantine(file.sql, entry.number, reason)
+            self._delete(file.sql, [entry.number for entry in entries])
+        self._settle(file)
+
+    @staticmethod
+    def _delete(sql: sqlite3.Connection, numbers: Sequence[int]) -> None:
+        for number in numbers:
+            sql.execute(
+                "UPDATE meta SET pending_entries = pending_entries - 1,"
+                " pending_messages = pending_messages - e.messages, pending_bytes = pending_bytes - e.bytes"
+                " FROM entries e WHERE e.number = ?",
+                (number,),
+            )
+        sql.executemany("DELETE FROM entries WHERE number = ?", [(number,) for number in numbers])
+
+    def _settle(self, file: _File) -> None:
+        """After a removal, under the lock: tell the figures, lower the flag when nothing waits, shrink the file."""
+        self._publish(file)
+        if not self.figures.pending_entries:
+            self._words[_BACKLOG] = 0
+            if file.path.stat().st_size > CHECKPOINT_BYTES:
+                file.sql.execute("PRAGMA incremental_vacuum").fetchall()
+                file.sql.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+
+    # -- about queues ---------------------------------------------------------------------------------------------
+
+    async def holds(self, queues: Collection[str]) -> bool:
+        """Whether messages of any of these queues wait here."""
+        return await self._in_thread(self._limit_writes, partial(self._holds, queues))
+
+    def _holds(self, queues: Collection[str]) -> bool:
+        select = "SELECT EXISTS (SELECT 1 FROM entries WHERE queue = ?)"
+        return any(self._writer.sql.execute(select, (queue,)).fetchone()[0] for queue in queues)
+
+    async def set_aside_queue(self, queue: str, reason: str) -> int:
+        """Set aside what waits for a queue. Returns how many messages."""
+        return await self._in_thread(self._limit_writes, partial(self._set_aside_queue, queue, reason))
+
+    def _set_aside_queue(self, queue: str, reason: str) -> int:
+        file = self._writer
+        with file.locked():
+            with file.transaction():
+                rows = file.sql.execute("SELECT number, messages FROM entries WHERE queue = ?", (queue,)).fetchall()
+                for number, _ in rows:
+                    _quarantine(file.sql, number, reason)
+                self._delete(file.sql, [number for number, _ in rows])
+            self._settle(file)
+        return sum(messages for _, messages in rows)
+
+    # -- what is known of the database ----------------------------------------------------------------------------
+
+    @property
+    def buckets(self) -> int | None:
+        """Buckets of the database, if a worker has ever reached it. Blocks; for the start."""
+        found: int | None = self._writer.sql.execute("SELECT buckets FROM meta").fetchone()[0]
+        return found
+
+    async def remember_buckets(self, buckets: int) -> None:
+        """So that a worker can start while PostgreSQL is away."""
+
+        def write() -> None:
+            if self.buckets != buckets:
+                with self._writer.locked(), self._writer.transaction():
+                    self._writer.sql.execute("UPDATE meta SET buckets = ?", (buckets,))
+
+        await self._in_thread(self._limit_writes, write)
+
+    # -- life -----------------------------------------------------------------------------------------------------
+
+    async def _in_thread(self, limiter: trio.CapacityLimiter, work: Callable[[], T]) -> T:
+        try:
+            return await trio.to_thread.run_sync(work, limiter=limiter)
+        except (sqlite3.Error, OSError) as error:
+            log.error("the spool fails", directory=str(self.directory), error=str(error))
+            raise SpoolUnavailable(str(error)) from error
+
+    def _create(self) -> None:
+        sql = self._writer.sql
+        (version,) = sql.execute("PRAGMA user_version").fetchone()
+        if version > VERSION:
+            raise StartupError(
+                f"the spool in {self.directory} was written by a newer version of queen-trio: start that one, let it "
+                "drain, then come back"
+            )
+        if version == 0:
+            with self._writer.transaction():
+                for statement in _SCHEMA.split(";\n"):
+                    if statement.strip():
+                        sql.execute(statement)
+                sql.execute(f"PRAGMA user_version = {VERSION}")
+
+    def _publish(self, file: _File) -> None:
+        """Tell the other workers how full it is. Under the lock."""
+        row = file.sql.execute(
+            "SELECT pending_entries, pending_messages, pending_bytes, quarantined_messages, quarantined_bytes,"
+            " coalesce((SELECT accepted_us FROM entries ORDER BY number LIMIT 1), 0) FROM meta"
+        ).fetchone()
+        _STATE.pack_into(self._map, 0, self._words[_BACKLOG], *row)
+
+    def close(self) -> None:
+        """Blocks shortly."""
+        for file in (self._writer, self._drainer):
+            file.close()
+        self._words.release()
+        self._map.close()
+        os.close(self._state_fd)
+        os.close(self._drain_fd)
+
+
+def _quarantine(sql: sqlite3.Connection, number: int, reason: str) -> None:
+    """Copy an entry to the quarantine."""
+    sql.execute(
+        "INSERT OR REPLACE INTO quarantine SELECT number, accepted_us, ?, ?, queue, messages, bytes, key_id, body"
+        " FROM entries WHERE number = ?",
+        (time.time_ns() // 1000, reason, number),
+    )
+    sql.execute(
+        "UPDATE meta SET quarantined_messages = quarantined_messages + e.messages,"
+        " quarantined_bytes = quarantined_bytes + e.bytes FROM entries e WHERE e.number = ?",
+        (number,),
+    )
+
+
+def _context(queue: str) -> bytes:
+    """What a sealed body is bound to."""
+    return b"queen spool\0" + queue.encode()
+
+
+def _make_directory(directory: Path) -> None:
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise StartupError(
+            f"the spool directory {directory} cannot be made: {error.strerror}; name another with FILE_BUFFER_DIR"
+        ) from error
+
+
+def _sync_directory(directory: Path) -> None:
+    """A file that was just made is only there after a power loss if its directory was synced."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@asynccontextmanager
+async def open_spool(directory: Path, max_bytes: int, keyring: Keyring) -> AsyncIterator[Spool]:
+    """Open the spool, and make it if there is none. Raises StartupError with one sentence."""
+    try:
+        spool = await trio.to_thread.run_sync(Spool, directory, max_bytes, keyring)
+    except (sqlite3.Error, OSError) as error:
+        raise StartupError(f"the spool in {directory} cannot be opened: {error}") from error
+    try:
+        yield spool
+    finally:
+        spool.close()
