@@ -129,7 +129,9 @@ def table(runs: list[Run]) -> tuple[list[str], bool]:
     for name in dict.fromkeys(run.fault for run in runs):
         mine = [run for run in runs if run.fault == name]
         for figure_name in dict.fromkeys(figure.name for run in mine for figure in run.figures):
-            figures = [figure for run in mine for figure in run.figures if figure.name == figure_name]
+            figures = [one for run in mine for one in run.figures if one.name == figure_name and one.values]
+            if not figures:
+                continue
             medians = [figure.median for figure in figures]
             limits = [figure.limit for figure in figures if figure.limit is not None]
             whole = Figure(

@@ -72,7 +72,7 @@ class Load:
         """Make the queues; wants a server that works."""
         wire = Wire(self.port)
         for queue in (QUEUE, SINK):
-            body = {"queue": queue, "options": {"leaseTime": self.lease_seconds, "retryLimit": RETRY_LIMIT}}
+            body = {"queue": queue, "options": {"leaseTime": round(self.lease_seconds), "retryLimit": RETRY_LIMIT}}
             status, answer = await wire.exchange("POST", "/api/v1/configure", body)
             assert status == 200, answer
         for group in GROUPS:  # a group sees what is pushed after it is known
@@ -239,9 +239,16 @@ class Load:
                 acknowledgment(message, failed) for message in run if failed is None or message["data"]["n"] <= failed
             ]
         if settlements:
-            await self._settle(wire, group, settlements, acks)
+            await self._settle(wire, group, settlements, acks, messages)
 
-    async def _settle(self, wire: Wire, group: str, settlements: list[Settlement], acks: list[dict[str, Any]]) -> None:
+    async def _settle(
+        self,
+        wire: Wire,
+        group: str,
+        settlements: list[Settlement],
+        acks: list[dict[str, Any]],
+        messages: list[dict[str, Any]],
+    ) -> None:
         # in the history before they are sent: what is sent may have been applied
         self.history.settlements += settlements
         earlier: list[Attempt] = []
@@ -264,6 +271,19 @@ class Load:
             if settlement.failed is not None and verdicts and not refused:
                 settlement.dead = bool(verdicts[-1]["dlq"])
             self._pass(settlement)
+        for settlement in settlements:
+            if settlement.dead:
+                await self._settle_rest(wire, group, settlement, messages)
+
+    async def _settle_rest(self, wire: Wire, group: str, buried: Settlement, messages: list[dict[str, Any]]) -> None:
+        """A dead letter does not end the lease: what came behind it is still ours."""
+        delivery = self.history.deliveries[buried.delivery]
+        assert buried.failed is not None
+        rest = [n for n in delivery.numbers if n > buried.failed]
+        if rest:
+            settlement = Settlement(delivery=buried.delivery, kind=Kind.ACK, completed=rest)
+            mine = [m for m in messages if m["data"]["p"] == delivery.partition and m["data"]["n"] > buried.failed]
+            await self._settle(wire, group, [settlement], [acknowledgment(message, None) for message in mine], messages)
 
     async def _transact(self, wire: Wire, group: str, place: int, run: list[dict[str, Any]]) -> None:
         delivery = self.history.deliveries[place]

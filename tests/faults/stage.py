@@ -29,6 +29,7 @@ START_SECONDS = 40.0
 STOP_SECONDS = 30.0
 LOOK_SECONDS = 0.02  # between two looks at other processes: there is no event to wait for
 SETTLE_SECONDS = 15.0
+SPARE_SECONDS = 15.0
 
 
 class Figure(msgspec.Struct, frozen=True):
@@ -181,6 +182,12 @@ class Stage:
         """Process ids of the workers that listen."""
         return processes.serving_pids(self.pid, self.port)
 
+    def spare(self) -> int | None:
+        """Process id of a booted worker that waits to take a place."""
+        ready = {int(pid) for pid in re.findall(r'"spare worker ready", "pid": (\d+)', self.server.log)}
+        serving = self.workers()
+        return next((pid for pid in processes.worker_pids(self.pid) if pid in ready and pid not in serving), None)
+
     async def whole(self, seconds: float = 20.0) -> bool:
         """Until every slot has a worker that serves and says so."""
 
@@ -277,6 +284,7 @@ class Stage:
             nursery.start_soon(self.load.run)
             await trio.sleep(self.timing.before)
             await self.whole()
+            await self.until(self.spare, SPARE_SECONDS)
             history.ending.before = self._resources()
             self.began = trio.current_time()
             async with trio.open_nursery() as watch:
