@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from queen.config.settings import Secret, Settings
+from queen.config.settings import MiB, Secret, Settings
 from queen.config.sources import LOG_LEVELS, load_settings
 from queen.observability import logs
 from queen.supervisor import DEFAULT_APP, run_supervisor
@@ -44,6 +44,30 @@ def add_parser(commands: Commands) -> None:
     )
     parser.add_argument("--pidfile", type=Path, help="file to hold the process id (QUEEN_PIDFILE)")
     add_control_argument(parser)
+    parser.add_argument(
+        "--hang-seconds",
+        type=float,
+        help="replace a worker whose loop gives no sign of life for so long (QUEEN_HANG_SECONDS; 10)",
+    )
+    parser.add_argument(
+        "--spare",
+        action=argparse.BooleanOptionalAction,
+        help="keep one more worker booted, to take over from one that dies (QUEEN_SPARE; beside two workers or more)",
+    )
+    parser.add_argument(
+        "--max-worker-rss",
+        dest="max_worker_rss_bytes",
+        type=lambda text: int(text) * MiB,
+        metavar="MIB",
+        help="replace a worker that holds more memory (QUEEN_MAX_WORKER_RSS_MB; no limit)",
+    )
+    parser.add_argument(
+        "--max-worker-age",
+        dest="max_worker_age_seconds",
+        type=float,
+        metavar="SECONDS",
+        help="replace a worker that has served for longer (QUEEN_MAX_WORKER_AGE_SECONDS; no limit)",
+    )
     parser.add_argument("--log-level", choices=LOG_LEVELS, help="(LOG_LEVEL; info)")
     parser.add_argument("--log-format", choices=("json", "console"), help="(LOG_FORMAT; json unless on a terminal)")
     parser.add_argument("--app", default=DEFAULT_APP, help=argparse.SUPPRESS)  # module:factory of another application
