@@ -5,7 +5,6 @@ What must hold about messages, cursors and leases is decided in storage, under i
 
 from __future__ import annotations
 
-import math
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import datetime
@@ -22,6 +21,7 @@ from queen.engine.batcher import Batcher
 from queen.engine.housekeeping import run_housekeeping
 from queen.engine.monitor import Monitor
 from queen.engine.spooling import PUSH_MAINTENANCE, Spooling
+from queen.engine.turns import Turns
 from queen.engine.wakeups import UNNAMED, Lot, Topic, Wakeups, hint, hints_of
 from queen.errors import EncryptionUnavailable, OutcomeUnknown, QueenError, QueueFull, StorageUnavailable
 from queen.model.message import (
@@ -134,6 +134,7 @@ class Engine:
         self.store = store
         self._settings = settings
         self._wakeups = Wakeups()
+        self._turns = Turns()
         self._draining = False
         self._drained = trio.Event()
         self.pops_paused = False
@@ -308,7 +309,8 @@ class Engine:
         if not known:
             return _Look(gone=bool(queues))
         if len(known) > 1:
-            known = await self._ready_first(known, group)
+            dues = await self.store.claims.ready([(queue.queue_id, group) for queue in known])
+            known = self._turns.order(request, known, dues)
         lease_id = None if request.auto_ack else uuid4()
         outcome = await self._claims.submit(
             ClaimRequest(
@@ -323,6 +325,8 @@ class Engine:
             )
         )
         if outcome.claims:
+            if len(known) > 1:
+                self._turns.served(request)
             return _Look(batch=LeasedBatch(self, outcome, group, lease_id))
         for queue in outcome.unregistered:
             catalogue.forget(queue.name)
@@ -334,16 +338,6 @@ class Engine:
         for surplus in surpluses:
             self._tell_surplus(surplus)
         return outcomes
-
-    async def _ready_first(self, queues: list[Queue], group: str) -> list[Queue]:
-        """Several queues in the order to serve them: what is ready by priority, then by who has waited longest; the
-        rest after it, for a claim to say when they are due, or that they are gone."""
-        dues = await self.store.claims.ready([(queue.queue_id, group) for queue in queues])
-        order = sorted(
-            range(len(queues)),
-            key=lambda at: (dues.get(at, math.inf) > 0, -queues[at].options.priority, dues.get(at, math.inf)),
-        )
-        return [queues[at] for at in order]
 
     def _abandon(self, request: ClaimRequest, outcome: ClaimOutcome) -> None:
         """The pop that asked is gone: its claims go back."""
