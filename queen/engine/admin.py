@@ -68,7 +68,7 @@ class Admin:
         self._tell_woken = tell_woken
         # one write at a time: two would wait for each other at the totals of a name that everybody uses
         self._traces: Batcher[NewTrace, UUID | None] = Batcher(
-            "trace", store.traces.record, writers=1, max_weight=1000, max_waiting=MAX_WAITING_TRACES
+            "trace", store.traces.record, max_weight=1000, max_waiting=MAX_WAITING_TRACES
         )
 
     # -- resources ------------------------------------------------------------------------------------------------

@@ -2,8 +2,11 @@
 
 The idea is group commit: while a write is in flight, whoever arrives waits, and all who wait become the next
 write. An idle server adds no delay (the first arrival is written at once); a busy one makes its batches as large as
-its writes are slow. Compared with a timer there is nothing to tune and nothing to wait for; compared with one write a
-request, fsync and the crossing into asyncio are paid once for all.
+its writes are slow. Compared with one write a request, fsync and the crossing into asyncio are paid once for all.
+
+Alone that splits a crowd of clients in two: the half that was just answered comes back a moment after the next write
+has begun, with the other half in it. So under load a write is put off for a moment, see :class:`Pause`; and how many
+writes may be in flight is found by the :class:`~queen.engine.limiter.Limiter`.
 
 The batcher's own tasks do the writing. A caller that is cancelled loses its answer, never the batch, and ``abandoned``
 is told what it would have got. One poisoned request does not fail its neighbours: after an error that is not the
@@ -15,17 +18,31 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 import structlog
 import trio
 from outcome import Error, Outcome, Value
 
+from queen.engine.limiter import Limiter
 from queen.errors import Overloaded, QueenError
 from queen.observability.doing import BatchWrite
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+_PAUSE_SHARE: Final = 0.5
+"""Of the time of a small write, nearly all of which is its commit: a request waits for half a commit at most, for a
+commit less."""
+
+_WORTH: Final = 0.6
+"""Share of those expected who have to come in such a time. Clients that go on once answered all do; of requests that
+come whenever they like about half of a crowd does in half a round."""
+
+_LATE: Final = 0.9
+"""Share of those expected after whose coming nobody waits for the rest."""
+
+_LONG_AGO: Final = -1e9
 
 log = structlog.get_logger("queen.engine")
 
@@ -39,6 +56,50 @@ class _Entry(Generic[Item, Result]):
     abandoned: bool = False
     task: trio.lowlevel.Task = field(default_factory=trio.lowlevel.current_task)  # that waits for it
     since: float = field(default_factory=trio.current_time)
+
+
+class Pause:
+    """How long the next write is put off for those who are about to come. Pure: it is told the time.
+
+    Whoever was in the last write or came during it is the crowd. When the next write could begin, those of the crowd
+    who are not there yet are expected, for half the time that a small write takes. Whether they come in that time is
+    always watched, and only while most of them do is it waited. A single client, or the first after a silence, has no
+    crowd and never waits. That large writes are not put off comes by itself: the moment is too short for their
+    clients.
+    """
+
+    def __init__(self) -> None:
+        self._write_seconds = 0.0  # of a small write: the least of late
+        self._crowd = 0
+        self._ended_at = _LONG_AGO
+        self._until = _LONG_AGO
+        self._expected = 0
+        self._came = 0
+        self._share = 0.5  # of those expected who came in time; to begin with, not enough
+
+    def ended(self, now: float, seconds: float, written: int, waiting: int) -> None:
+        """A write ended, and now so many wait."""
+        self._write_seconds = min(seconds, self._write_seconds * 1.02) if self._write_seconds else seconds
+        self._crowd = written + waiting
+        self._ended_at = now
+
+    def arrived(self, now: float) -> None:
+        """A request came."""
+        if now <= self._until:
+            self._came += 1
+
+    def begin(self, now: float, waiting: int) -> tuple[float, int]:
+        """A write could begin. Until when it is put off, and with how many waiting it begins before that."""
+        if self._expected:
+            self._share += 0.25 * (min(self._came / self._expected, 1.0) - self._share)
+            self._expected = 0
+        expected = self._crowd - waiting
+        if expected <= 0 or now > self._ended_at + 2 * self._write_seconds:
+            return now, waiting
+        self._expected = max(int(expected * _LATE), 1)
+        self._came = 0
+        self._until = now + self._write_seconds * _PAUSE_SHARE
+        return (self._until, waiting + self._expected) if self._share >= _WORTH else (now, waiting)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +120,7 @@ class Batcher(Generic[Item, Result]):
         name: for logs.
         write: one call for many items; results in the order of the items. Atomic: an exception means none was applied.
             An error of ours in place of a result is raised to whoever submitted that item.
-        writers: calls that may be in flight at once.
+        most_writers: calls that may be in flight at once; below that the limiter decides.
         max_weight: of one call; an item heavier than that is written alone.
         max_waiting: items that may wait; past it :class:`~queen.errors.Overloaded`.
         abandoned: told the result of an item whose caller is gone; must not block.
@@ -70,23 +131,28 @@ class Batcher(Generic[Item, Result]):
         name: str,
         write: Callable[[Sequence[Item]], Awaitable[Sequence[Result | QueenError]]],
         *,
-        writers: int,
         max_weight: int,
         max_waiting: int,
+        most_writers: int = 1,
         abandoned: Callable[[Item, Result], None] | None = None,
     ) -> None:
         self._name = name
         self._write = write
-        self._writers = writers
+        self._limiter = Limiter(most_writers)
+        self._pause = Pause()
         self._max_weight = max_weight
         self._max_waiting = max_waiting
         self._abandoned = abandoned
         self._waiting: deque[_Entry[Item, Result]] = deque()
-        self._arrived = trio.Event()
+        self._waiting_weight = 0
+        self._wanted = 1  # with so many waiting the dispatcher is woken
+        self._wake = trio.Event()
+        self._begun = 0  # writes in flight, or about to be
         self._writing: dict[trio.lowlevel.Task, tuple[float, list[_Entry[Item, Result]]]] = {}  # by writer
         self._requests = 0
         self._writes = 0
         self._busy_seconds = 0.0
+        self._idle = trio.Event()
 
     async def submit(self, item: Item, weight: int = 1) -> Result:
         """Have ``item`` written with whatever else waits; return its own result or raise its own error."""
@@ -94,8 +160,11 @@ class Batcher(Generic[Item, Result]):
             raise Overloaded(f"too many requests wait for {self._name}; nothing was applied; try again")
         entry: _Entry[Item, Result] = _Entry(item, weight)
         self._waiting.append(entry)
+        self._waiting_weight += weight
         self._requests += 1
-        self._arrived.set()
+        self._pause.arrived(entry.since)
+        if len(self._waiting) >= self._wanted or self._waiting_weight >= self._max_weight:
+            self._wake.set()
         try:
             await entry.done.wait()
         except trio.Cancelled:
@@ -109,9 +178,33 @@ class Batcher(Generic[Item, Result]):
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Write until cancelled."""
         async with trio.open_nursery() as writers:
-            for _ in range(self._writers):
-                writers.start_soon(self._write_batches)
             task_status.started()
+            while True:
+                while not self._waiting or self._begun >= self._limiter.limit:
+                    await self._wait_for(1)
+                await self._wait_for_crowd()
+                if batch := self._take():
+                    self._begun += 1
+                    writers.start_soon(self._write_and_count, batch)
+
+    async def wait_idle(self) -> None:
+        """Until no write is in flight. Those that are to come are not waited for."""
+        while self._begun:
+            self._idle = trio.Event()
+            await self._idle.wait()
+
+    async def _wait_for(self, wanted: int) -> None:
+        """Until so many wait, or what waits fills a write, or a write has ended."""
+        self._wanted = wanted
+        self._wake = trio.Event()
+        await self._wake.wait()
+
+    async def _wait_for_crowd(self) -> None:
+        """Put the write off, if that is worth it now."""
+        until, wanted = self._pause.begin(trio.current_time(), len(self._waiting))
+        with trio.move_on_at(until):
+            while len(self._waiting) < wanted and self._waiting_weight < self._max_weight:
+                await self._wait_for(wanted)
 
     def statistics(self) -> BatcherStatistics:
         return BatcherStatistics(
@@ -130,29 +223,29 @@ class Batcher(Generic[Item, Result]):
             writes.append(BatchWrite(self._name, now - self._waiting[0].since, waiting, None))
         return writes
 
-    async def _write_batches(self) -> None:
+    async def _write_and_count(self, batch: list[_Entry[Item, Result]]) -> None:
         ours = trio.lowlevel.current_task()
-        while True:
-            while not self._waiting:
-                if self._arrived.is_set():  # else another idle writer waits for it: one event wakes them all
-                    self._arrived = trio.Event()
-                await self._arrived.wait()
-            batch = self._take()
-            if not batch:
-                continue
-            started_at = trio.current_time()
-            self._writing[ours] = started_at, batch
-            try:
-                await self._write_batch(batch)
-            finally:
-                del self._writing[ours]
-                self._busy_seconds += trio.current_time() - started_at
+        weight = sum(entry.weight for entry in batch)
+        started_at = trio.current_time()
+        self._writing[ours] = started_at, batch
+        try:
+            await self._write_batch(batch)
+        finally:
+            now = trio.current_time()
+            del self._writing[ours]
+            self._begun -= 1
+            self._idle.set()
+            self._busy_seconds += now - started_at
+            self._limiter.ended(now, weight, hungry=bool(self._waiting))
+            self._pause.ended(now, now - started_at, len(batch), len(self._waiting))
+            self._wake.set()
 
     def _take(self) -> list[_Entry[Item, Result]]:
         batch: list[_Entry[Item, Result]] = []
         weight = 0
         while self._waiting and (not batch or weight + self._waiting[0].weight <= self._max_weight):
             entry = self._waiting.popleft()
+            self._waiting_weight -= entry.weight
             if entry.abandoned:
                 continue  # not begun: its caller is gone, so it is not applied
             batch.append(entry)

@@ -54,7 +54,7 @@ PUSH_WEIGHT: Final = 16 * 1024 * 1024
 MESSAGE_WEIGHT: Final = 256
 """What a message counts beside its payload: at most 65,536 in one write."""
 
-WRITERS: Final = 1
+MOST_WRITERS: Final = 1
 """Writes of one kind in flight. Two make more and smaller flushes: 0.107 commits and 377 CPU-µs a message instead of
 0.080 and 241, pushing one at a time (perf.bench push-1, 50 connections, 2 workers, a third of the machine taken by
 others, 2026-11)."""
@@ -146,15 +146,15 @@ class Engine:
         self._returned = trio.Event()
         self._switched = trio.Event()
         self._pushes: Batcher[PushRequest, list[PushResult]] = Batcher(
-            "push", self._write_pushes, writers=WRITERS, max_weight=PUSH_WEIGHT, max_waiting=MAX_WAITING
+            "push", self._write_pushes, most_writers=MOST_WRITERS, max_weight=PUSH_WEIGHT, max_waiting=MAX_WAITING
         )
         self._acks: Batcher[Sequence[Ack], list[AckResult]] = Batcher(
-            "ack", self._write_acks, writers=WRITERS, max_weight=20_000, max_waiting=MAX_WAITING
+            "ack", self._write_acks, most_writers=MOST_WRITERS, max_weight=20_000, max_waiting=MAX_WAITING
         )
         self._claims: Batcher[ClaimRequest, ClaimOutcome] = Batcher(
             "pop",
             self._write_claims,
-            writers=WRITERS,
+            most_writers=MOST_WRITERS,
             max_weight=64,
             max_waiting=MAX_WAITING,
             abandoned=self._abandon,

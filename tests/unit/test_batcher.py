@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from random import Random
 
 import pytest
 import trio
@@ -53,7 +54,7 @@ async def running(batcher: Batcher[str, str]) -> AsyncIterator[None]:
 def batcher_of(
     writes: Writes,
     *,
-    writers: int = 1,
+    most_writers: int = 1,
     max_weight: int = 100,
     max_waiting: int = 100,
     left: list[tuple[str, str]] | None = None,
@@ -61,7 +62,7 @@ def batcher_of(
     return Batcher(
         "test",
         writes,
-        writers=writers,
+        most_writers=most_writers,
         max_weight=max_weight,
         max_waiting=max_waiting,
         abandoned=None if left is None else lambda item, result: left.append((item, result)),
@@ -99,16 +100,98 @@ async def test_an_idle_batcher_writes_the_first_at_once_and_folds_the_rest(
     assert (statistics.waiting, statistics.writing, statistics.requests, statistics.writes) == (0, 0, 5, 2)
 
 
-async def test_no_more_writes_are_in_flight_than_there_are_writers_and_all_are_used(
-    writes: Writes, autojump_clock: MockClock
-) -> None:
-    batcher = batcher_of(writes, writers=2)
-    async with running(batcher):
-        for _ in range(3):
-            await submit_all(batcher, list("abcd"))
+async def crowd(batcher: Batcher[str, str], clients: int, rounds: int, think_seconds: float, weight: int = 1) -> None:
+    """Clients that ask, are answered, think and ask again."""
 
-    assert writes.most_in_flight == 2
-    assert writes.batches == [["a"], ["b"], ["c", "d"]] * 3
+    async def client(number: int) -> None:
+        for turn in range(rounds):
+            await batcher.submit(f"{number} {turn}", weight)
+            await trio.sleep(think_seconds)
+
+    async with trio.open_nursery() as clients_:
+        for number in range(clients):
+            clients_.start_soon(client, number)
+
+
+async def test_a_crowd_that_returns_at_once_is_written_together(writes: Writes, autojump_clock: MockClock) -> None:
+    """Without a pause it falls into two halves, each in the other's way, for ever."""
+    batcher = batcher_of(writes)
+    async with running(batcher):
+        await crowd(batcher, 20, 30, 0.1)
+
+    assert {len(batch) for batch in writes.batches[10:]} == {20}
+    assert trio.current_time() < 30 * 1.2 + 5
+
+
+async def test_a_crowd_that_returns_late_is_not_waited_for(writes: Writes, autojump_clock: MockClock) -> None:
+    batcher = batcher_of(writes)
+    async with running(batcher), trio.open_nursery() as crowds:
+        for think_seconds in (0.6, 0.7, 0.8, 0.9):
+            crowds.start_soon(crowd, batcher, 5, 30, think_seconds)
+
+    busy = batcher.statistics().busy_seconds
+    assert trio.current_time() - busy < 3  # it stood still for some first moments only
+
+
+async def test_nobody_waits_for_a_client_that_is_alone(writes: Writes, autojump_clock: MockClock) -> None:
+    batcher = batcher_of(writes)
+    async with running(batcher):
+        await crowd(batcher, 1, 50, 0.1)
+
+    assert trio.current_time() == pytest.approx(50 * 1.1)
+
+
+async def test_the_first_after_a_silence_is_written_at_once(writes: Writes, autojump_clock: MockClock) -> None:
+    batcher = batcher_of(writes)
+    async with running(batcher):
+        await crowd(batcher, 20, 30, 0.1)
+        await trio.sleep(10)
+        started = trio.current_time()
+        await batcher.submit("late")
+
+    assert trio.current_time() - started == 1.0
+
+
+async def test_requests_that_come_whenever_they_like_are_not_put_off(writes: Writes, autojump_clock: MockClock) -> None:
+    batcher = batcher_of(writes)
+    random = Random(1)
+    waited: list[float] = []
+
+    async def request(number: int) -> None:
+        started = trio.current_time()
+        await batcher.submit(f"{number}")
+        waited.append(trio.current_time() - started)
+
+    async with running(batcher), trio.open_nursery() as requests:
+        for number in range(2000):
+            requests.start_soon(request, number)
+            await trio.sleep(random.expovariate(10))
+
+    assert max(waited) < 2.6  # the write under way, a moment, its own write
+    assert sum(waited) / len(waited) < 1.7
+
+
+async def test_where_writes_mostly_wait_there_are_more_of_them(writes: Writes, autojump_clock: MockClock) -> None:
+    batcher = batcher_of(writes, most_writers=4, max_weight=5)
+    async with running(batcher):
+        await crowd(batcher, 40, 60, 0.01)
+
+    assert writes.most_in_flight == 4
+
+
+async def test_where_writes_take_turns_anyway_there_is_one(writes: Writes, autojump_clock: MockClock) -> None:
+    turn = trio.Lock()
+
+    async def write(items: Sequence[str]) -> list[str]:
+        async with turn:
+            return await writes(items)
+
+    batcher = Batcher("test", write, most_writers=4, max_weight=5, max_waiting=100)
+    async with running(batcher):
+        await crowd(batcher, 40, 60, 0.01)
+
+    concurrent = batcher.statistics().busy_seconds / trio.current_time()
+    assert concurrent < 1.3
 
 
 async def test_a_write_holds_no_more_than_its_weight_but_at_least_one(
