@@ -99,6 +99,7 @@ ROUTES: Final = (
     Route("GET", "/api/v1/analytics/retention", analytics.show_retention, Level.READ_ONLY),
     Route("GET", "/api/v1/analytics/postgres-stats", analytics.show_postgres, Level.READ_ONLY),
     Route("GET", "/api/v1/system/maintenance", system.show_maintenance, Level.ADMIN),
+    Route("POST", "/api/v1/system/maintenance", system.switch_maintenance, Level.ADMIN),
     Route("GET", "/api/v1/system/maintenance/pop", system.show_pop_maintenance, Level.ADMIN),
     Route("POST", "/api/v1/system/maintenance/pop", system.switch_pop_maintenance, Level.ADMIN),
     Route("GET", "/api/v1/system/shared-state", system.show_shared_state, Level.ADMIN),

@@ -48,6 +48,8 @@ def _known(context: Context, *, healthy: bool) -> ServerMetrics:
         cluster=monitor.cluster,
         recent=monitor.recent,
         healthy=healthy,
+        spool=context.engine.spooling.figures,
+        maintenance=context.engine.spooling.maintenance,
     )
 
 

@@ -69,7 +69,8 @@ async def show_analytics(context: Context, call: Call) -> Answer:
 
 
 async def show_buffers(context: Context, call: Call) -> Answer:
-    return Answer(200, write_buffers(worker_number(context.settings), healthy=await is_connected(context)))
+    healthy, spool = await is_connected(context), context.engine.spooling.figures
+    return Answer(200, write_buffers(worker_number(context.settings), spool, healthy=healthy))
 
 
 async def refresh(context: Context, call: Call) -> Answer:

@@ -36,6 +36,15 @@ class Maintenance(TypedDict):
     bufferStats: BufferStats
 
 
+class MaintenanceSwitched(TypedDict):
+    """Whether pushes go to the spool now, and what waits there."""
+
+    maintenanceMode: bool
+    bufferedMessages: int
+    bufferHealthy: bool
+    message: str
+
+
 class PopMaintenance(TypedDict):
     """Whether pops are switched off."""
 
@@ -67,17 +76,51 @@ def _refuse_switch(body: bytes) -> SwitchBody:
 
 
 async def show_maintenance(context: Context, call: Call) -> Answer:
+    """Answered in an outage too: then the switches are as this worker last saw them."""
+    engine = context.engine
     healthy = await is_connected(context)
+    if healthy:
+        await engine.read_switches()
+    figures = engine.spooling.figures
     return Answer(
         200,
         msgspec.json.encode(
             Maintenance(
                 {
-                    "maintenanceMode": False,
-                    "popMaintenanceMode": await context.engine.admin.pops_paused(),
-                    "bufferedMessages": 0,
-                    "bufferHealthy": healthy,
-                    "bufferStats": {"pending": 0, "failed": 0, "dbHealthy": healthy},
+                    "maintenanceMode": engine.spooling.maintenance,
+                    "popMaintenanceMode": engine.pops_paused,
+                    "bufferedMessages": figures.pending_messages,
+                    "bufferHealthy": healthy if engine.spooling.spool is None else engine.spooling.takes_pushes,
+                    "bufferStats": {
+                        "pending": figures.pending_messages,
+                        "failed": figures.quarantined_messages,
+                        "dbHealthy": healthy,
+                    },
+                }
+            )
+        ),
+    )
+
+
+async def switch_maintenance(context: Context, call: Call) -> Answer:
+    """Pushes of every worker go to the spool, from a second after this at the latest, also over restarts."""
+    enabled = decode_body(call.body, _SWITCH, _refuse_switch).enabled
+    spooling = context.engine.spooling
+    if spooling.spool is None and enabled:
+        raise Unsupported("this server has no spool for pushes to go to: set FILE_BUFFER_DIR")
+    await context.engine.pause_pushes(paused=enabled)
+    call.facts["enabled"] = enabled
+    return Answer(
+        200,
+        msgspec.json.encode(
+            MaintenanceSwitched(
+                {
+                    "maintenanceMode": enabled,
+                    "bufferedMessages": spooling.figures.pending_messages,
+                    "bufferHealthy": spooling.spool is None or spooling.takes_pushes,
+                    "message": "Maintenance mode enabled: pushes go to the spool"
+                    if enabled
+                    else "Maintenance mode disabled: the spool is drained",
                 }
             )
         ),

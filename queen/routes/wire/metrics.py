@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Final, TypedDict
@@ -10,6 +11,7 @@ import msgspec
 
 from queen.model.metrics import Process, QueuePoint, WorkerPoint
 from queen.model.snapshot import Snapshot
+from queen.model.spool import SpoolFigures
 
 PROMETHEUS: Final = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -24,6 +26,8 @@ class ServerMetrics(msgspec.Struct, frozen=True, kw_only=True):
     cluster: Mapping[str, int]
     recent: Mapping[str, float]  # the same a second
     healthy: bool
+    spool: SpoolFigures  # of this server
+    maintenance: bool
 
 
 def gauge_sum(processes: Iterable[Process], name: str) -> float:
@@ -175,10 +179,19 @@ def write_prometheus(metrics: ServerMetrics, stored: StoredMetrics | None, serve
         ({}, gauge_sum(processes, "virtual_bytes")),
     )
     _write_pools(text, processes)
-    text.gauge("queen_file_buffer_pending", "Pushes waiting in the spool", ({}, 0))
-    text.gauge("queen_file_buffer_failed", "Pushes in the spool that cannot be stored", ({}, 0))
+    spool = metrics.spool
+    text.gauge("queen_file_buffer_pending", "Messages waiting in the spool of this server", ({}, spool.pending_messages))
+    text.gauge(
+        "queen_file_buffer_failed", "Spooled messages that could not be stored", ({}, spool.quarantined_messages)
+    )
+    text.gauge("queen_file_buffer_bytes", "Size of both", ({}, spool.pending_bytes + spool.quarantined_bytes))
+    text.gauge(
+        "queen_file_buffer_oldest_seconds",
+        "How long the first message has been waiting",
+        ({}, max(0.0, time.time() - spool.oldest_us / 1e6) if spool.oldest_us else 0.0),
+    )
     text.gauge("queen_file_buffer_db_healthy", "Whether PostgreSQL answers", ({}, int(metrics.healthy)))
-    text.gauge("queen_maintenance_mode_enabled", "Whether pushes are spooled by order", ({}, 0))
+    text.gauge("queen_maintenance_mode_enabled", "Whether pushes are spooled by order", ({}, int(metrics.maintenance)))
     if stored is not None:
         text.gauge("queen_pop_maintenance_mode_enabled", "Whether pops are switched off", ({}, int(stored.pops_paused)))
     _write_engine(text, stored.cluster if stored is not None else None, metrics)

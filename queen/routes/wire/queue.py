@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Annotated, Any, Final, Literal, NotRequired, TypedDict
 from uuid import UUID
 
@@ -11,6 +12,7 @@ from msgspec import Meta, field
 from queen.errors import InvalidRequest
 from queen.model.message import LeaseExtension
 from queen.model.queue import Queue, QueueOptions, asked_for
+from queen.model.spool import SpoolFigures
 from queen.routes.wire.body import (
     INT32_MAX,
     INT32_MIN,
@@ -177,6 +179,17 @@ class SharedState(TypedDict):
     enabled: bool
 
 
+class SpoolState(TypedDict):
+    """Pushes on the disk of this server, because PostgreSQL did not take them."""
+
+    active: bool  # pushes go there now
+    pending: int  # messages that wait
+    failed: int  # messages that were set aside
+    bytes: int
+    maxBytes: int
+    oldestSeconds: float  # how long the first has been waiting
+
+
 class Health(TypedDict):
     """Whether this process reaches its database."""
 
@@ -188,6 +201,7 @@ class Health(TypedDict):
     shared_state: SharedState
     queen: HealthWorker
     uptime: str
+    spool: NotRequired[SpoolState]
 
 
 class Liveness(TypedDict):
@@ -201,6 +215,7 @@ class Readiness(TypedDict):
 
     status: Literal["ready", "unready", "draining"]
     database: Literal["connected", "disconnected"]
+    spool: NotRequired[SpoolState]
 
 
 def write_configured(queue: Queue, partition_id: UUID) -> bytes:
@@ -251,33 +266,47 @@ def write_extension(extension: LeaseExtension) -> bytes:
     return msgspec.json.encode(answer)
 
 
-def write_health(connected: bool, worker: int, version: str, uptime_seconds: float) -> bytes:
-    return msgspec.json.encode(
-        Health(
-            {
-                "status": "healthy" if connected else "unhealthy",
-                "database": "connected" if connected else "disconnected",
-                "server": "running",
-                "worker_id": worker,
-                "version": version,
-                "shared_state": {"enabled": False},
-                "queen": {"worker_id": worker, "status": "active"},
-                "uptime": f"{uptime_seconds:.0f}s",
-            }
-        )
+def spool_state(active: bool, figures: SpoolFigures, max_bytes: int) -> SpoolState:
+    waited_seconds = time.time() - figures.oldest_us / 1e6 if figures.oldest_us else 0.0
+    return {
+        "active": active,
+        "pending": figures.pending_messages,
+        "failed": figures.quarantined_messages,
+        "bytes": figures.pending_bytes + figures.quarantined_bytes,
+        "maxBytes": max_bytes,
+        "oldestSeconds": round(max(0.0, waited_seconds), 1),
+    }
+
+
+def write_health(connected: bool, worker: int, version: str, uptime_seconds: float, spool: SpoolState | None) -> bytes:
+    health = Health(
+        {
+            "status": "healthy" if connected else "unhealthy",
+            "database": "connected" if connected else "disconnected",
+            "server": "running",
+            "worker_id": worker,
+            "version": version,
+            "shared_state": {"enabled": False},
+            "queen": {"worker_id": worker, "status": "active"},
+            "uptime": f"{uptime_seconds:.0f}s",
+        }
     )
+    if spool is not None:
+        health["spool"] = spool
+    return msgspec.json.encode(health)
 
 
 def write_liveness() -> bytes:
     return b'{"status":"alive"}'
 
 
-def write_readiness(connected: bool, draining: bool) -> bytes:
-    return msgspec.json.encode(
-        Readiness(
-            {
-                "status": "draining" if draining else "ready" if connected else "unready",
-                "database": "connected" if connected else "disconnected",
-            }
-        )
+def write_readiness(ready: bool, connected: bool, draining: bool, spool: SpoolState | None) -> bytes:
+    readiness = Readiness(
+        {
+            "status": "draining" if draining else "ready" if ready else "unready",
+            "database": "connected" if connected else "disconnected",
+        }
     )
+    if spool is not None:
+        readiness["spool"] = spool
+    return msgspec.json.encode(readiness)

@@ -17,6 +17,7 @@ from queen.model.metrics import (
     Window,
     WorkerPoint,
 )
+from queen.model.spool import SpoolFigures
 from queen.model.status import Overview, PartitionStatus, QueueStatus
 from queen.routes.wire.body import (
     TimeText,
@@ -495,8 +496,16 @@ def write_status_analytics(interval: IntervalName, window: Window, points: Seque
     )
 
 
-def write_buffers(worker: int, *, healthy: bool) -> bytes:
-    return msgspec.json.encode(Buffers({"pending": 0, "failed": 0, "dbHealthy": healthy, "worker": worker}))
+def write_buffers(worker: int, spool: SpoolFigures, *, healthy: bool) -> bytes:
+    buffers = Buffers(
+        {
+            "pending": spool.pending_messages,
+            "failed": spool.quarantined_messages,
+            "dbHealthy": healthy,
+            "worker": worker,
+        }
+    )
+    return msgspec.json.encode(buffers)
 
 
 def write_refreshed(folded: int, overview: Mapping[str, int]) -> bytes:
