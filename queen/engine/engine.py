@@ -84,6 +84,9 @@ elsewhere waits for it most of the time."""
 
 _GIVE_BACK_SECONDS: Final = 5.0
 
+_SETTLE_SECONDS: Final = 2.0
+"""For claims in flight at the end. A claim takes milliseconds; where PostgreSQL is away, none of them will be known."""
+
 _SWITCHES_SECONDS: Final = 0.8
 """Between two looks at the switches: they are to be obeyed within a second."""
 
@@ -361,6 +364,10 @@ class Engine:
                     await self.give_back(outcome, group, lease_id)
                 except QueenError as error:
                     log.warning("undelivered batch not given back, its lease will expire", error=str(error))
+
+    async def settle(self) -> None:
+        """Until what is being claimed for callers who are gone is known, and with it what is to go back."""
+        await self._claims.wait_idle()
 
     # -- ack ------------------------------------------------------------------------------------------------------
 
@@ -708,4 +715,6 @@ async def open_engine(settings: Settings) -> AsyncIterator[Engine]:
             yield engine
         finally:
             engine.begin_drain()
+            with trio.move_on_after(_SETTLE_SECONDS, shield=True):  # a lease for nobody would keep others waiting
+                await engine.settle()
             tasks.cancel_scope.cancel()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import pytest
@@ -10,6 +11,7 @@ import trio
 from queen.config.settings import Settings
 from queen.engine.engine import open_engine
 from queen.errors import Draining
+from queen.storage.claims import ClaimOutcome, ClaimRequest
 
 if TYPE_CHECKING:
     from tests.conftest import Broker, OpenBroker, Postgres, Session
@@ -67,6 +69,37 @@ async def test_a_drained_engine_still_answers_what_is_there(broker: Broker) -> N
 
     assert popped.data == [1]
     assert (await broker.ack(popped.messages, lease=popped.lease))[0].success
+
+
+async def test_a_batch_that_is_claimed_for_nobody_when_the_engine_closes_goes_back_unattempted(
+    open_broker: OpenBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claimed, closing = trio.Event(), trio.Event()
+    async with open_broker() as broker:
+        await broker.push("q", 1)
+        claim, begin_drain = broker.engine.store.claims.claim, broker.engine.begin_drain
+
+        async def claim_late(requests: Sequence[ClaimRequest]) -> list[ClaimOutcome]:
+            outcomes = await claim(requests)
+            claimed.set()
+            await closing.wait()
+            return outcomes
+
+        def note_close() -> None:
+            begin_drain()
+            closing.set()
+
+        monkeypatch.setattr(broker.engine.store.claims, "claim", claim_late)
+        monkeypatch.setattr(broker.engine, "begin_drain", note_close)
+        async with trio.open_nursery() as requests:
+            requests.start_soon(broker.pop, "q")
+            await claimed.wait()
+            requests.cancel_scope.cancel()
+
+    async with open_broker() as broker:
+        popped = await broker.pop("q")
+        assert popped.data == [1]
+        assert popped.messages[0].claim.attempt == 1
 
 
 async def test_a_closed_engine_refuses(open_broker: OpenBroker) -> None:
