@@ -148,7 +148,7 @@ class Stage:
             logs=self.scratch,
             workers=self.needs.workers,
             port=self.port,
-            environment=self.needs.environment | (environment or {}),
+            environment={"QUEEN_SPARE": "true"} | self.needs.environment | (environment or {}),
             python_path=self.python_path,
         )
         server.port = self.port
