@@ -26,6 +26,12 @@ NO_NUL: Final = {"pattern": "^[^\\u0000]*$"}
 Name = Annotated[str, Meta(max_length=MAX_NAME_LENGTH, extra_json_schema=NO_NUL)]
 """A name of something, in the type of a field: what ``check_name`` lets pass."""
 
+
+def name_schema() -> dict[str, object]:
+    """The same as a schema, for a name that stands in a path."""
+    return msgspec.json.schema(Name)
+
+
 Text = Annotated[str, Meta(min_length=1)]
 """A text that is not empty."""
 

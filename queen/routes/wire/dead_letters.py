@@ -27,7 +27,7 @@ from queen.routes.wire.body import (
     scalar_of,
     text_of,
 )
-from queen.routes.wire.query import read_filter, read_time
+from queen.routes.wire.query import When, read_filter, read_time
 from queen.storage.dead_letters import DeadLetter
 from queen.storage.lines import read_line
 
@@ -49,8 +49,8 @@ class DeadLetterQuery(msgspec.Struct, frozen=True, kw_only=True):
     queue: str | None = None  # the empty name is a name
     partition: str | None = None
     group: str = field(name="consumerGroup", default="")
-    failed_from: datetime | None = field(name="from", default=None)
-    failed_to: datetime | None = field(name="to", default=None)
+    failed_from: When | None = field(name="from", default=None)
+    failed_to: When | None = field(name="to", default=None)
     limit: Annotated[int, Meta(ge=1, le=MAX_PAGE)] = 100
     offset: Annotated[int, Meta(ge=0, le=INT32_MAX)] = 0
 
@@ -61,8 +61,8 @@ class RemovalQuery(msgspec.Struct, frozen=True, kw_only=True):
     queue: Name
     partition: Name | None = None
     group: Name | None = field(name="consumerGroup", default=None)
-    failed_from: datetime | None = field(name="from", default=None)
-    failed_to: datetime | None = field(name="to", default=None)
+    failed_from: When | None = field(name="from", default=None)
+    failed_to: When | None = field(name="to", default=None)
     error: Annotated[str | None, Meta(description="A part of the reason.")] = None
     message_id: UUID | None = field(name="messageId", default=None)
     limit: Annotated[int, Meta(ge=1, le=MAX_SELECTION)] = DEFAULT_SELECTION

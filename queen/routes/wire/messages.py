@@ -18,7 +18,7 @@ from queen.routes.wire.body import (
     UuidText,
     format_time,
 )
-from queen.routes.wire.query import read_query, time_or_null
+from queen.routes.wire.query import When, read_query, time_or_null
 from queen.storage.lines import Line, read_line
 
 MAX_PAGE: Final = 1000
@@ -50,12 +50,10 @@ class MessagesQuery(QueueMessagesQuery, frozen=True, kw_only=True):
     namespace: str | None = None
     ns: Annotated[str | None, Meta(description="The same as namespace.")] = None
     task: str | None = None
-    created_from: Annotated[datetime | None, Meta(description="An hour before the end by default.")] = field(
+    created_from: Annotated[When | None, Meta(description="An hour before the end by default.")] = field(
         name="from", default=None
     )
-    created_to: Annotated[datetime | None, Meta(description="To the end of its minute.")] = field(
-        name="to", default=None
-    )
+    created_to: Annotated[When | None, Meta(description="To the end of its minute.")] = field(name="to", default=None)
     limit: Annotated[int, Meta(ge=1, le=MAX_PAGE)] = 200
 
 

@@ -13,6 +13,11 @@ from queen.model.metrics import Process, QueuePoint, WorkerPoint
 from queen.model.snapshot import Snapshot
 from queen.model.spool import SpoolFigures
 
+
+class PrometheusText(str):
+    """Figures in the exposition format of Prometheus."""
+
+
 PROMETHEUS: Final = "text/plain; version=0.0.4; charset=utf-8"
 
 Sample = tuple[Mapping[str, str], float]
@@ -180,7 +185,9 @@ def write_prometheus(metrics: ServerMetrics, stored: StoredMetrics | None, serve
     )
     _write_pools(text, processes)
     spool = metrics.spool
-    text.gauge("queen_file_buffer_pending", "Messages waiting in the spool of this server", ({}, spool.pending_messages))
+    text.gauge(
+        "queen_file_buffer_pending", "Messages waiting in the spool of this server", ({}, spool.pending_messages)
+    )
     text.gauge(
         "queen_file_buffer_failed", "Spooled messages that could not be stored", ({}, spool.quarantined_messages)
     )

@@ -10,16 +10,19 @@ import re
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from functools import cache
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Annotated, Any, Final, NamedTuple, TypeVar
 from uuid import UUID
 
 import msgspec
-from msgspec import inspect
+from msgspec import Meta, inspect
 
 from queen.errors import InvalidRequest
 from queen.routes.wire.body import INT32_MAX, INT32_MIN, format_time
 
 T = TypeVar("T", bound=msgspec.Struct)
+
+When = Annotated[datetime, Meta(tz=True)]
+"""A time, in the type of a parameter. (Described as RFC 3339 has it; any ISO 8601 time is read.)"""
 
 _INTEGER: Final = re.compile(r"[+-]?[0-9]{1,18}").fullmatch
 _SPACE_FOR_PLUS: Final = re.compile(r"(?:(?<=:[0-9]{2})|(?<=[0-9]{3})) (?=[0-9]{2}:?[0-9]{2}$)")

@@ -14,7 +14,7 @@ from queen.routes.wire.body import (
     TimeText,
     format_time,
 )
-from queen.routes.wire.query import read_query
+from queen.routes.wire.query import When, read_query
 
 _MINUTES: Final = ((timedelta(hours=1), 1), (timedelta(hours=6), 5), (timedelta(hours=24), 15), (timedelta(days=7), 60))
 """Minutes of a point by the longest window they serve (contract/http-admin.md §6); longer ones have 360."""
@@ -31,10 +31,10 @@ TimeRange = TypedDict("TimeRange", {"from": TimeText, "to": TimeText})
 class WindowQuery(msgspec.Struct, frozen=True, kw_only=True):
     """A window of time, the last hour unless it says otherwise."""
 
-    start: Annotated[datetime | None, Meta(description="The beginning; an hour before the end by default.")] = field(
+    start: Annotated[When | None, Meta(description="The beginning; an hour before the end by default.")] = field(
         name="from", default=None
     )
-    end: Annotated[datetime | None, Meta(description="The end; now by default.")] = field(name="to", default=None)
+    end: Annotated[When | None, Meta(description="The end; now by default.")] = field(name="to", default=None)
 
 
 class QueueWindowQuery(WindowQuery, frozen=True, kw_only=True):
