@@ -224,6 +224,7 @@ class Supervisor:
             workers_wanted=self._wanted,
             workers_active=sum(slot.ready for slot in self.slots),
             restarts=self._restarts(),
+            reloading=self._is_reloading,
             slots=tuple(slot.snapshot() for slot in (*self.slots, *self._leaving)),
         )
 
@@ -238,7 +239,11 @@ class Supervisor:
             return "starting"
         if any(slot.place.state in ("waiting", "parked") for slot in self.slots):
             return "degraded"
-        return "reloading" if self._reloading else "serving"
+        return "reloading" if self._is_reloading else "serving"
+
+    @property
+    def _is_reloading(self) -> bool:
+        return self._reloading or self._reload_wanted.is_set()
 
     # -- workers -------------------------------------------------------------------------------------------------------
 

@@ -34,10 +34,10 @@ def reload(arguments: argparse.Namespace) -> int:
         before = line.status()
         after = line.ask(Reload(), Snapshot)
         deadline = time.monotonic() + arguments.wait
-        while after.state == "reloading" and time.monotonic() < deadline:
+        while after.reloading and time.monotonic() < deadline:
             time.sleep(LOOK_SECONDS)
             after = line.status()
-    if after.state == "reloading":
+    if after.reloading:
         print("reloading")
         return 0 if arguments.wait == 0 else 1
     oldest = max((slot.generation for slot in before.slots), default=0)

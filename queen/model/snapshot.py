@@ -52,6 +52,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     workers_wanted: int
     workers_active: int
     restarts: int
+    reloading: bool = False
     slots: tuple[SlotSnapshot, ...]
 
     @property
