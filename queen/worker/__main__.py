@@ -33,8 +33,10 @@ def main() -> int:
 
     import trio
 
+    from queen.worker.order import serve_in_order_of_arrival
     from queen.worker.run import run_worker
 
+    serve_in_order_of_arrival()
     # The app is imported here, while the supervisor still makes the database ready.
     module, _, name = arguments.app.partition(":")
     factory = getattr(importlib.import_module(module), name)
