@@ -1,11 +1,11 @@
 """In which order several queues are served by pops that name a label: priority, with a bound on how long it may starve.
 
 Strict priority lets a busy queue of a higher one keep another waiting for ever. Raising the priority of whatever has
-waited long enough (aging) forgets priority altogether as soon as everything is late, which is when it matters. So every
-eighth batch, of the pops of one group and label at one worker, goes by waiting time alone: the queue whose partition has
-been ready longest is served, whatever its priority. With n queues that have something, none waits for more than 8·n
-batches, and a higher priority still gets seven of eight. (Compare the weights of weighted fair queueing; two classes
-are enough here.)
+waited long enough (aging) forgets priority altogether as soon as everything is late, which is when it matters. So
+every eighth batch, of the pops of one group and label at one worker, goes by waiting time alone: the queue whose
+partition has been ready longest is served, whatever its priority. With n queues that have something, none waits for
+more than 8·n batches, and a higher priority still gets seven of eight. (Compare weighted fair queueing; two classes are
+enough here.)
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Turns:
         alone; the rest after it, for a claim to say when they are due, or that they are gone.
 
         Args:
-            dues: in how many seconds something of the queue in that place may be ready; below 0: for so long it has been.
+            dues: in how many seconds something of the queue in that place may be ready; below 0: it has been that long.
         """
         fair = self._served.get(_key(request), 0) % FAIR_TURN == FAIR_TURN - 1
 

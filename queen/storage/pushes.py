@@ -66,9 +66,7 @@ class PushRequest:
 
     __slots__ = ("messages", "payload_bytes", "payloads", "producer_sub", "promised")
 
-    def __init__(
-        self, messages: Sequence[NewMessage], producer_sub: str | None, *, promised: bool = False
-    ) -> None:
+    def __init__(self, messages: Sequence[NewMessage], producer_sub: str | None, *, promised: bool = False) -> None:
         self.promised = promised
         self.messages = messages
         self.payloads = [message.payload for message in messages]
@@ -481,9 +479,7 @@ class Pushes:
         """A flush, unsent."""
         return Flush(requests, self._keyring, self._buckets)
 
-    async def push(
-        self, requests: Sequence[PushRequest]
-    ) -> tuple[list[list[PushResult] | QueueFull], list[Woken]]:
+    async def push(self, requests: Sequence[PushRequest]) -> tuple[list[list[PushResult] | QueueFull], list[Woken]]:
         """Store the messages of all requests in one commit. Atomic: all of them or, with an error, none; but for
         requests that find no room in a queue, of which nothing is stored: they get that error in place of results."""
         refused: dict[int, QueueFull] = {}

@@ -1,4 +1,4 @@
-"""retryDelay, where it was asked for: a failed batch comes again after a pause that grows, and holds up nothing else."""
+"""retryDelay, where it was asked for: a failed batch comes again after a pause that grows. Nothing else waits."""
 
 from __future__ import annotations
 
