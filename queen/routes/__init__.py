@@ -87,6 +87,7 @@ from queen.routes.wire.queue import (
 from queen.routes.wire.resources import (
     Cleared,
     ClearQuery,
+    DeletedPartition,
     DepthQuery,
     NamespaceList,
     OverviewAnswer,
@@ -275,6 +276,12 @@ ROUTES: Final = (
         summary="Show the whole server in numbers",
         level=READ_ONLY,
         answers={200: OverviewAnswer},
+    ),
+    Route(
+        *("DELETE", "/api/v1/resources/queues/<queue>/partitions/<partition>", resources.delete_partition),
+        summary="Delete a partition with all that is in it",
+        level=ADMIN,
+        answers={200: DeletedPartition},
     ),
     Route(
         *("DELETE", "/api/v1/queues/<queue>/clear", resources.clear),

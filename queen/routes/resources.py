@@ -12,6 +12,7 @@ from queen.routes.wire.resources import (
     PartitionQuery,
     QueueQuery,
     write_cleared,
+    write_deleted_partition,
     write_depth,
     write_namespaces,
     write_overview,
@@ -73,6 +74,15 @@ async def clear(context: Context, call: Call) -> Answer:
         raise NotFound("Queue not found")
     call.facts["messages"] = count
     return Answer(200, write_cleared(name, partition, count))
+
+
+async def delete_partition(context: Context, call: Call) -> Answer:
+    """One that is missing is deleted already."""
+    name = _queue(call)
+    partition = check_name(call.parameters["partition"], "partition")
+    count = await context.engine.admin.delete_partition(name, partition)
+    call.facts["partition"], call.facts["messages"] = partition, count or 0
+    return Answer(200, write_deleted_partition(name, partition, count))
 
 
 def _queue(call: Call) -> str:

@@ -253,6 +253,16 @@ class Cleared(TypedDict):
     partition: str
 
 
+class DeletedPartition(TypedDict):
+    """A partition that is not there any more. ``count``: the messages that went with it."""
+
+    deleted: bool
+    queue: str
+    partition: str
+    existed: bool
+    count: int
+
+
 def six(numbers: Six) -> SixNumbers:
     return {
         "total": numbers.total,
@@ -419,6 +429,20 @@ def _spread(values: Sequence[float]) -> Spread:
         "min": round(min(values), 3),
         "max": round(max(values), 3),
     }
+
+
+def write_deleted_partition(queue: str, partition: str, count: int | None) -> bytes:
+    return msgspec.json.encode(
+        DeletedPartition(
+            {
+                "deleted": True,
+                "queue": queue,
+                "partition": partition,
+                "existed": count is not None,
+                "count": count or 0,
+            }
+        )
+    )
 
 
 def write_cleared(queue: str, partition: str | None, count: int) -> bytes:
