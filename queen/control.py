@@ -127,14 +127,19 @@ _decoder: msgspec.json.Decoder[Message] = msgspec.json.Decoder(Message)
 class ControlChannel:
     """One end of the socket pair. Sending is safe from several tasks; receiving is one task's work."""
 
-    def __init__(self, end: socket.socket) -> None:
+    def __init__(self, end: socket.socket, received: bytes = b"") -> None:
         self._socket = trio.socket.from_stdlib_socket(end)
         self._sending = trio.Lock()
-        self._received = bytearray()
+        self._received = bytearray(received)
         self._descriptors: deque[int] = deque()
 
     def fileno(self) -> int:
         return self._socket.fileno()
+
+    @property
+    def received(self) -> bytes:
+        """What has come and was not yet a whole message."""
+        return bytes(self._received)
 
     async def send(self, message: Message, *descriptors: int) -> None:
         """Send one message, with descriptors of our files for the other process to have as its own.

@@ -22,9 +22,11 @@ from queen.errors import StartupError
 from queen.model.snapshot import ServerState, Snapshot
 from queen.model.tree import Branch
 from queen.observability import logs
+from queen.supervision import handover
 from queen.supervision.children import BOOT_CRASHES, NEVER_SERVED
 from queen.supervision.control_socket import ControlSocket, Refused, control_path, make_runtime_directory
-from queen.supervision.database import choose_database
+from queen.supervision.database import Embedded, choose_database
+from queen.supervision.handover import Handover
 from queen.supervision.limits import Limits
 from queen.supervision.listeners import PassedPort, Port
 from queen.supervision.nursery import Place, RestartPolicy, Vigil
@@ -41,6 +43,7 @@ PORT_SECONDS: Final = 2.0  # for a port held by workers of a killed supervisor, 
 STATUS_SECONDS: Final = 60.0
 TREE_SECONDS: Final = 3.0  # for workers to say what they are doing; one that hangs does not
 MAX_WORKERS: Final = 1024
+TRIAL_SECONDS: Final = 30.0  # for the program to show that it could take over; its imports, mostly
 LIMITS_SECONDS: Final = 1.0  # a leak of 100 MB/s is seen 100 MB late
 LIMITS_RETRY_SECONDS: Final = 60.0  # after a successor that did not come up
 DEFAULT_APP: Final = "queen.app:create_app"
@@ -58,10 +61,14 @@ def run_supervisor(settings: Settings, *, app: str = DEFAULT_APP, announce: Call
     """
     never_served: StartupError | None = None
     exit_code = NEVER_SERVED
+    if handover.is_trial(os.environ):
+        return 0
+    left = handover.take_handover(os.environ)
     manager = ServiceManager.take_environment(os.environ)
     try:
-        with pidfile(settings.pidfile), open_port(settings, manager) as port:
-            exit_code = trio.run(Supervisor(settings, port, app=app, announce=announce, manager=manager).run)
+        with pidfile(settings.pidfile), open_port(settings, manager, left) as port:
+            supervisor = Supervisor(settings, port, app=app, announce=announce, manager=manager, left=left)
+            exit_code = trio.run(supervisor.run)
     except* StartupError as group:
         never_served = first_error(group)
     if never_served is not None:
@@ -69,8 +76,10 @@ def run_supervisor(settings: Settings, *, app: str = DEFAULT_APP, announce: Call
     return exit_code
 
 
-def open_port(settings: Settings, manager: ServiceManager) -> Port:
-    """The port that the service manager passed, or else the one of the settings."""
+def open_port(settings: Settings, manager: ServiceManager, left: Handover | None = None) -> Port:
+    """The port that we have already, or that the service manager passed, or else the one of the settings."""
+    if left is not None:
+        return (PassedPort if left.passed else Port).left(left.port)
     passed = manager.passed_listener()
     if passed is not None:
         return PassedPort(passed)
@@ -106,6 +115,7 @@ class Supervisor:
         app: str,
         announce: Callable[[str], None],
         manager: ServiceManager | None = None,
+        left: Handover | None = None,
     ) -> None:
         self.settings = msgspec.structs.replace(settings, log_format=logs.resolve_format(settings.log_format))
         self.app = app
@@ -118,6 +128,7 @@ class Supervisor:
         self._done_before: Counter[str] = Counter()  # by slots that are no more
         self._restarts_before = 0
         self._wanted = settings.workers
+        self._left = left  # by the program that this process executed before
         self._generation = 0
         self._port = port
         self._announce = announce
@@ -130,6 +141,14 @@ class Supervisor:
         self._places: trio.Nursery
         self._errands: trio.Nursery
         self._started_at = time.monotonic()
+        self._upgrading = False
+        if left is not None:
+            self._wanted = len(left.slots)
+            self._generation = left.generation
+            self._started_at -= left.uptime_seconds
+            self._announced = True
+            if left.server is not None and isinstance(self.database, Embedded):
+                self.database.take_over(left.server)
         self._everything = trio.CancelScope()
         self._exit_code = 0
 
@@ -154,7 +173,12 @@ class Supervisor:
                         trio.open_nursery() as self._errands,
                     ):
                         watch.start_soon(Vigil(self.settings.hang_seconds).run, self._all_workers, self._note_silent)
+                        taken_over = self._left is not None
                         self.set_workers(self._wanted)
+                        if taken_over:
+                            log.info("taken over", workers=self._wanted, version=__version__)
+                            self._manager.reloading("replacing the workers one by one")
+                            self._reload_wanted.set()
                         self._errands.start_soon(self._run_reloads)
                         self._errands.start_soon(self._run_limits)
                         await self.stopping.wait()
@@ -184,11 +208,14 @@ class Supervisor:
             log.info("workers wanted", before=len(self.slots), now=count)
         self._wanted = count
         while len(self.slots) < count:
-            slot = Slot(self, len(self.slots), self._port, self._lives, self._policy(), self._take_spare)
+            index = len(self.slots)
+            left = self._left.slots[index] if self._left is not None and index < len(self._left.slots) else None
+            slot = Slot(self, index, self._port, self._lives, self._policy(), self._take_spare, left)
             self.slots.append(slot)
             self._places.start_soon(slot.run)
         while len(self.slots) > count:
             self._places.start_soon(self._close_slot, self.slots.pop())
+        self._left = None
         self.settings = msgspec.structs.replace(self.settings, workers=count)
 
     def reload(self) -> None:
@@ -198,6 +225,15 @@ class Supervisor:
         for worker in self._all_workers():
             self._errands.start_soon(worker.reload_certificate)
         self._reload_wanted.set()
+
+    def upgrade(self) -> None:
+        """Begin to go on under the program that is there now: this process executes it anew."""
+        if self._upgrading or self.stopping.is_set() or not self._announced:
+            log.warning("no upgrade now", state=self._state(), upgrading=self._upgrading)
+            return
+        log.info("upgrading")
+        self._upgrading = True
+        self._errands.start_soon(self._upgrade)
 
     def stop(self, why: str = "asked to") -> None:
         """Begin to drain, then exit."""
@@ -259,9 +295,7 @@ class Supervisor:
             details = f"{workers}, {self.database.where}, pid {os.getpid()}"
             self._manager.ready(f"{workers}, listening on {self.url}")
             self._announce(f"queen-trio {__version__} listening on {self.url} ({details})")
-            if self.settings.spare if self.settings.spare is not None else len(self.slots) > 1:
-                self.spare = Place(self._lives, self._make_spare, self._policy(), after_death=self._spare_died)
-                self._places.start_soon(self.spare.run)
+            self._keep_spare()
 
     def note_boot_failure(self) -> None:
         """A worker did not come up. If none does and none ever served, it is no use going on.
@@ -277,6 +311,13 @@ class Supervisor:
 
     def _policy(self) -> RestartPolicy:
         return RestartPolicy()
+
+    def _keep_spare(self) -> None:
+        """From now on, if one is wanted."""
+        wanted = self.settings.spare if self.settings.spare is not None else len(self.slots) > 1
+        if wanted and self.spare is None:
+            self.spare = Place(self._lives, self._make_spare, self._policy(), after_death=self._spare_died)
+            self._places.start_soon(self.spare.run)
 
     def _make_spare(self) -> WorkerProcess:
         worker = WorkerProcess(self)
@@ -317,6 +358,7 @@ class Supervisor:
                 await self._reload_workers()
             finally:
                 self._reloading = False
+                self._keep_spare()
                 self._manager.ready(f"{len(self.slots)} workers, listening on {self.url}")
 
     async def _run_limits(self) -> None:
@@ -348,6 +390,66 @@ class Supervisor:
                     log.error("reload given up, the old workers stay", failure=failure)
                     return
             log.info("reloaded", workers=len(self.slots))
+
+    # -- going on under new code ---------------------------------------------------------------------------------------
+
+    async def _upgrade(self) -> None:
+        try:
+            async with self._replacing:
+                if failure := await self._try_upgrade():
+                    log.error("upgrade given up, the old server goes on", failure=failure)
+        finally:
+            self._upgrading = False
+
+    async def _try_upgrade(self) -> str:
+        """Execute our program anew, if it and a worker come up. Returns only where that fails, and why.
+
+        What drains is waited for: of a worker that is about to end there is nothing to be left to anybody.
+        """
+        environment = {**os.environ, **self._manager.environment}
+        with trio.move_on_after(TRIAL_SECONDS) as trying:
+            if failure := await handover.try_program(self._leave(), environment):
+                return failure
+        if trying.cancelled_caught:
+            return f"the program did not come up within {TRIAL_SECONDS:g} s"
+        if failure := await self._try_worker():
+            return failure
+        for slot in (*self.slots, *self._leaving):
+            for worker in slot.place.predecessors:
+                await worker.ended.wait()
+        if self.spare is not None:
+            self.spare.close(KILL_MARGIN_SECONDS)
+            await self.spare.wait_closed()
+            self.spare = None
+        try:
+            handover.execute_anew(self._leave(), environment)
+        except OSError as error:
+            self._keep_spare()
+            return f"{error.strerror}"
+
+    async def _try_worker(self) -> str:
+        """Whether a worker comes up. Returns why not."""
+        worker, news = WorkerProcess(self), trio.Event()
+        worker.begun, worker.tell = True, news.set
+        self._lives.start_soon(worker.run)
+        with trio.move_on_after(BOOT_SECONDS):
+            await news.wait()
+        came_up = worker.ready.is_set()
+        worker.drain(KILL_MARGIN_SECONDS)
+        await worker.ended.wait()
+        return "" if came_up else worker.how
+
+    def _leave(self) -> Handover:
+        """What the program that is executed next has to know."""
+        return Handover(
+            form=handover.FORM,
+            port=self._port.fileno(),
+            passed=isinstance(self._port, PassedPort),
+            slots=tuple(slot.leave() for slot in self.slots),
+            server=self.database.leave() if isinstance(self.database, Embedded) else None,
+            generation=self._generation,
+            uptime_seconds=time.monotonic() - self._started_at,
+        )
 
     # -- operators and service managers --------------------------------------------------------------------------------
 
@@ -389,16 +491,19 @@ class Supervisor:
     # -- signals and the status line -----------------------------------------------------------------------------------
 
     async def _watch_signals(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        numbers = [signal.SIGTERM, signal.SIGINT, signal.SIGTTIN, signal.SIGTTOU]
+        numbers = [signal.SIGTERM, signal.SIGINT, signal.SIGTTIN, signal.SIGTTOU, signal.SIGUSR2]
         if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup has it ignored
             numbers.append(signal.SIGHUP)
         with trio.open_signal_receiver(*numbers) as signals:
+            handover.hear_signals_again()
             task_status.started()
             async for number in signals:
                 name = signal.Signals(number).name
                 match number:
                     case signal.SIGHUP:
                         self.reload()
+                    case signal.SIGUSR2:
+                        self.upgrade()
                     case signal.SIGTTIN:
                         self.set_workers(min(self._wanted + 1, MAX_WORKERS))
                     case signal.SIGTTOU:

@@ -27,7 +27,7 @@ import tempfile
 from collections.abc import AsyncIterator, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 from urllib.parse import urlencode
 
 import msgspec
@@ -110,6 +110,7 @@ class Cluster(msgspec.Struct, frozen=True):
     home: Path
     data: Path
     socket_directory: Path
+    lock: int  # the descriptor that holds the data directory
 
     @property
     def url(self) -> str:
@@ -147,11 +148,18 @@ def default_home() -> Path:
     return Path(platformdirs.user_data_dir("queen-trio", appauthor=False))
 
 
+class Running(msgspec.Struct, frozen=True):
+    """A cluster that this process has open already: it has executed its program anew."""
+
+    lock: int
+    socket_directory: Path
+
+
 @contextlib.asynccontextmanager
-async def open_cluster(home: Path | None) -> AsyncIterator[Cluster]:
+async def open_cluster(home: Path | None, running: Running | None = None) -> AsyncIterator[Cluster]:
     """Lock the data directory, make or check the cluster in it, stop a server left over from a killed supervisor.
 
-    On leaving, the lock is let go; the caller has stopped the server by then.
+    On leaving, the lock is let go; the caller has stopped the server by then. One that is ``running`` is left alone.
 
     Raises:
         StartupError: with the sentence that says what stands in the way.
@@ -159,14 +167,22 @@ async def open_cluster(home: Path | None) -> AsyncIterator[Cluster]:
     home = (home or default_home()).absolute()
     identity = choose_identity(owner_uid=_owner_of(home / "postgres"))
     with contextlib.ExitStack() as stack:
+        if running is not None:
+            stack.callback(os.close, running.lock)
+            programs = await _reach_programs(home, identity)
+            if running.socket_directory.parent != home:
+                stack.callback(shutil.rmtree, running.socket_directory, ignore_errors=True)
+            yield Cluster(programs, identity, home, home / "postgres", running.socket_directory, running.lock)
+            return
         _make_home(home, identity)
-        stack.enter_context(_lock(home))
+        lock = stack.enter_context(_lock(home))
         await _check_reach(home, identity)
         programs = await _reach_programs(home, identity)
         data = home / "postgres"
         await _make_cluster(data, programs, identity)
         await _stop_orphan(data)
-        yield Cluster(programs, identity, home, data, stack.enter_context(_socket_directory(home, identity)))
+        directory = stack.enter_context(_socket_directory(home, identity))
+        yield Cluster(programs, identity, home, data, directory, lock)
 
 
 def choose_identity(owner_uid: int | None = None) -> Identity:
@@ -211,7 +227,14 @@ def _owner_of(data: Path) -> int | None:
         return None
 
 
-async def stop_server(process: trio.Process, hurry: trio.Event) -> None:
+class Stoppable(Protocol):
+    """A process, as far as it can be told to end."""
+
+    def send_signal(self, number: signal.Signals | int, /) -> None: ...
+    def kill(self) -> None: ...
+
+
+async def stop_server(process: Stoppable, hurry: trio.Event) -> None:
     """For ``deliver_cancel``: fast shutdown, which ends sessions and checkpoints; then less and less polite.
 
     Args:
@@ -275,8 +298,8 @@ def _make_home(home: Path, identity: Identity) -> None:
 
 
 @contextlib.contextmanager
-def _lock(home: Path) -> Iterator[None]:
-    """Hold the data directory: the kernel lets go when this process ends, however it ends."""
+def _lock(home: Path) -> Iterator[int]:
+    """Hold the data directory, by a descriptor: the kernel lets go when this process ends, however it ends."""
     path = home / "lock"
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
@@ -295,7 +318,7 @@ def _lock(home: Path) -> Iterator[None]:
             ) from None
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
-        yield
+        yield descriptor
     finally:
         os.close(descriptor)
 

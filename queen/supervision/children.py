@@ -7,6 +7,8 @@ from typing import Final
 
 import trio
 
+from queen.supervision.handover import ChildProcess
+
 NEVER_SERVED: Final = 3
 """Exit code of a process that could not start and has said why: starting it again changes nothing."""
 
@@ -17,7 +19,7 @@ LAST_WORDS_SECONDS: Final = 1.0  # for reading what a dead child left in its pip
 MAX_OUTPUT_LINE_BYTES: Final = 64 * 1024
 
 
-async def kill(process: trio.Process) -> None:
+async def kill(process: ChildProcess) -> None:
     """For ``deliver_cancel``: a child whose time is up gets no more of it."""
     process.kill()
 

@@ -21,6 +21,7 @@ from queen.errors import StartupError
 from queen.storage import embedded
 from queen.supervision.children import BOOT_CRASHES, LAST_WORDS_SECONDS, lines
 from queen.supervision.exits import count_oom_kills, explain_exit
+from queen.supervision.handover import ChildProcess, LeftProcess, LeftServer
 from queen.supervision.nursery import RestartPolicy, Restarts
 
 log = structlog.get_logger(__name__)
@@ -82,6 +83,27 @@ class Embedded:
         self._generation = 0  # counts the servers, from 1
         self._last_error = ""
         self._last_words: deque[str] = deque(maxlen=3)
+        self._left: LeftServer | None = None  # by the supervisor before, until it is looked after here
+        self._cluster: embedded.Cluster | None = None
+        self._process: ChildProcess | None = None
+
+    def take_over(self, left: LeftServer) -> None:
+        """It runs already."""
+        self._left, self._generation = left, left.generation - 1
+
+    def leave(self) -> LeftServer | None:
+        """What a successor of this supervisor has to know of it; None: it does not run."""
+        process, cluster = self._process, self._cluster
+        if process is None or cluster is None or process.returncode is not None or not self._up_at:
+            return None
+        assert isinstance(process.stdout, trio.lowlevel.FdStream)
+        return LeftServer(
+            pid=process.pid,
+            output=process.stdout.fileno(),
+            lock=cluster.lock,
+            socket_directory=str(cluster.socket_directory),
+            generation=self._generation,
+        )
 
     async def run(self) -> None:
         """Keep it running until cancelled, which stops it; fast if ``hurry`` is set.
@@ -91,8 +113,10 @@ class Embedded:
         """
         restarts = Restarts(RESTARTS)
         failed_starts = 0
-        async with embedded.open_cluster(self._home) as cluster:
-            self.url = cluster.url
+        left = self._left
+        running = None if left is None else embedded.Running(left.lock, Path(left.socket_directory))
+        async with embedded.open_cluster(self._home, running) as cluster:
+            self.url, self._cluster = cluster.url, cluster
             self.prepared.set()
             while True:
                 how = await self._run_server(cluster)
@@ -112,21 +136,9 @@ class Embedded:
         self._last_words.clear()
         self._generation += 1
         oom_kills = count_oom_kills()
-        cluster.clear_locks()
         async with trio.open_nursery() as child:
             try:
-                process: trio.Process = await child.start(
-                    partial(
-                        trio.run_process,
-                        cluster.command(),
-                        stdin=subprocess.DEVNULL,
-                        stdout=subprocess.PIPE,
-                        stderr=subprocess.STDOUT,
-                        check=False,
-                        deliver_cancel=partial(embedded.stop_server, hurry=self._hurry),
-                        **cluster.popen_options(),
-                    )
-                )
+                self._process = process = await self._start(cluster, child)
             except OSError as error:
                 return f"could not be started: {error}"
             child.start_soon(self._read_log, process)
@@ -134,7 +146,32 @@ class Embedded:
             child.cancel_scope.deadline = trio.current_time() + LAST_WORDS_SECONDS
         return explain_exit(process.returncode, oom_kills=count_oom_kills() - oom_kills)
 
-    async def _read_log(self, process: trio.Process) -> None:
+    async def _start(self, cluster: embedded.Cluster, child: trio.Nursery) -> ChildProcess:
+        """A server in that nursery: the one that was left to us, once, or another. Raises OSError."""
+        stop = partial(embedded.stop_server, hurry=self._hurry)
+        left, self._left = self._left, None
+        if left is not None:
+            process = LeftProcess(left.pid, left.output)
+            child.start_soon(process.run, stop)
+            self._up_at = trio.current_time()
+            self.ready.set()
+            return process
+        cluster.clear_locks()
+        started: trio.Process = await child.start(
+            partial(
+                trio.run_process,
+                cluster.command(),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                check=False,
+                deliver_cancel=stop,
+                **cluster.popen_options(),
+            )
+        )
+        return started
+
+    async def _read_log(self, process: ChildProcess) -> None:
         assert process.stdout is not None
         async for line in lines(process.stdout):
             text = line.decode(errors="replace")

@@ -46,6 +46,18 @@ class Port:
         self._holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
         self.address = self._holder.getsockname()
 
+    @classmethod
+    def left(cls, descriptor: int) -> Self:
+        """The port that this process already has."""
+        port = cls.__new__(cls)
+        port._holder = socket.socket(fileno=descriptor)
+        port._family = port._holder.family
+        port.address = port._holder.getsockname()
+        return port
+
+    def fileno(self) -> int:
+        return self._holder.fileno()
+
     def listen(self) -> socket.socket:
         """One more listening socket.
 

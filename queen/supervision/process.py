@@ -44,6 +44,7 @@ from queen.observability import logs
 from queen.supervision.children import LAST_WORDS_SECONDS, NEVER_SERVED, kill, lines
 from queen.supervision.database import Embedded, Foreign
 from queen.supervision.exits import count_oom_kills, explain_exit
+from queen.supervision.handover import ChildProcess, LeftProcess, LeftWorker
 from queen.supervision.nursery import Life
 
 log = structlog.get_logger(__name__)
@@ -75,12 +76,12 @@ class WorkerProcess(Life):
     then it is ready when it serves.
     """
 
-    def __init__(self, around: Surroundings) -> None:
+    def __init__(self, around: Surroundings, left: LeftWorker | None = None) -> None:
         super().__init__()
-        self.generation = around.next_generation()
+        self.generation = around.next_generation() if left is None else left.generation
         self.lot = random.random()  # see Limits
         self.slot: int | None = None
-        self.process: trio.Process | None = None
+        self.process: ChildProcess | None = None
         self.replaced = False  # another serves its socket: no hurry in draining
         self.heartbeat = NO_HEARTBEAT
         self.heard_heartbeat: Callable[[Heartbeat, Heartbeat], None] = lambda _before, _now: None
@@ -88,6 +89,7 @@ class WorkerProcess(Life):
         self.returncode: int | None = None
         self.failure = ""  # what it said of why it cannot start
         self._around = around
+        self._left = left
         self._channel: ControlChannel | None = None
         self._listen: Callable[[], socket.socket] | None = None
         self._has_slot = trio.Event()
@@ -105,24 +107,44 @@ class WorkerProcess(Life):
         self.ready, self.ready_at = trio.Event(), None
         self._has_slot.set()
 
+    def take_over(self, slot: int) -> None:
+        """It serves that slot already: it was left by the supervisor before."""
+        assert self._left is not None
+        self.slot = slot
+        self.heartbeat = self._left.heartbeat
+        self._has_slot.set()
+        self.note_ready()
+        now = trio.current_time()
+        self.begun_at = self.ready_at = now - self._left.serving_seconds
+
+    def leave(self) -> LeftWorker | None:
+        """What a successor of this supervisor has to know of it; None: it does not serve."""
+        process, channel = self.process, self._channel
+        if not self.ready.is_set() or self.draining.is_set() or process is None or channel is None:
+            return None
+        assert isinstance(process.stdout, trio.lowlevel.FdStream)
+        return LeftWorker(
+            pid=process.pid,
+            control=channel.fileno(),
+            output=process.stdout.fileno(),
+            received=channel.received,
+            generation=self.generation,
+            serving_seconds=self.served_seconds(),
+            heartbeat=self.heartbeat,
+        )
+
     async def live(self) -> str:
-        try:
-            ours, theirs = socket.socketpair()
-        except OSError as error:
-            return f"could not be started: {error}"
         oom_kills = count_oom_kills()
-        async with ControlChannel(ours) as channel, trio.open_nursery() as child:
-            with theirs:
-                try:
-                    self.process = process = await child.start(
-                        partial(trio.run_process, self._command(theirs.fileno()), **self._options(theirs.fileno()))
-                    )
-                except OSError as error:
-                    return f"could not be started: {error}"
+        async with trio.open_nursery() as child:
+            try:
+                channel, process = await (self._start(child) if self._left is None else self._resume(child, self._left))
+            except OSError as error:
+                return f"could not be started: {error}"
+            self._channel, self.process = channel, process
             child.start_soon(self._relay_output, process)
-            self._channel = channel
-            async with trio.open_nursery() as talk:
-                talk.start_soon(self._give_orders, channel)
+            async with channel, trio.open_nursery() as talk:
+                if self._left is None:
+                    talk.start_soon(self._give_orders, channel)
                 talk.start_soon(self._drain_when_told, channel)
                 while (message := await channel.receive()) is not None:
                     if isinstance(message, AskSnapshot):
@@ -143,6 +165,25 @@ class WorkerProcess(Life):
         return explain_exit(
             self.returncode, rss_bytes=self.heartbeat.rss_bytes, oom_kills=count_oom_kills() - oom_kills
         )
+
+    async def _start(self, child: trio.Nursery) -> tuple[ControlChannel, ChildProcess]:
+        """A new process. Raises OSError when there is none to be had."""
+        ours, theirs = socket.socketpair()
+        with theirs:
+            try:
+                process: trio.Process = await child.start(
+                    partial(trio.run_process, self._command(theirs.fileno()), **self._options(theirs.fileno()))
+                )
+            except BaseException:
+                ours.close()
+                raise
+        return ControlChannel(ours), process
+
+    async def _resume(self, child: trio.Nursery, left: LeftWorker) -> tuple[ControlChannel, ChildProcess]:
+        """The process that was left to us."""
+        process = LeftProcess(left.pid, left.output)
+        child.start_soon(process.run, kill)
+        return ControlChannel(socket.socket(fileno=left.control), left.received), process
 
     def _command(self, control_fd: int) -> list[str]:
         return [
@@ -227,7 +268,7 @@ class WorkerProcess(Life):
         if self.process.returncode is None:
             self.process.kill()
 
-    async def _relay_output(self, process: trio.Process) -> None:
+    async def _relay_output(self, process: ChildProcess) -> None:
         assert process.stdout is not None
         async for line in lines(process.stdout):
             child = "spare worker" if self.slot is None else f"worker {self.slot}"

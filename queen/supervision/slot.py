@@ -13,6 +13,7 @@ import trio
 from queen.control import Heartbeat
 from queen.model.snapshot import SlotSnapshot
 from queen.supervision.children import NEVER_SERVED
+from queen.supervision.handover import LeftSlot
 from queen.supervision.listeners import Port
 from queen.supervision.nursery import Place, RestartPolicy
 from queen.supervision.process import KILL_MARGIN_SECONDS, Surroundings, WorkerProcess
@@ -34,6 +35,7 @@ class Slot:
     Args:
         lives: the nursery that workers run in.
         spare: a worker that has booted and needs a socket only, if there is one.
+        left: by the supervisor before: what goes on here.
     """
 
     def __init__(
@@ -44,6 +46,7 @@ class Slot:
         lives: trio.Nursery,
         policy: RestartPolicy,
         spare: Callable[[], WorkerProcess | None] = lambda: None,
+        left: LeftSlot | None = None,
     ) -> None:
         self.index = index
         self.ever_ready = False
@@ -57,7 +60,31 @@ class Slot:
         self._port = port
         self._spare = spare
         self._listener: socket.socket | None = None
+        self._left: WorkerProcess | None = None  # by the supervisor before, until the place has it
         self._history: deque[tuple[float, int, int]] = deque()  # time, requests, messages: to take rates of
+
+        if left is not None:
+            self._take_over(left)
+
+    def _take_over(self, left: LeftSlot) -> None:
+        self.last_exit, self.done = left.last_exit, Counter(left.done)
+        self.place.restarts = left.restarts
+        if left.listener is not None:
+            self._listener = socket.socket(fileno=left.listener)
+        if left.worker is not None:
+            self.ever_ready = True
+            self._left = WorkerProcess(self._around, left.worker)
+            self._left.take_over(self.index)
+
+    def leave(self) -> LeftSlot:
+        """What a successor of this supervisor has to know of it."""
+        return LeftSlot(
+            listener=None if self._listener is None else self._listener.fileno(),
+            worker=None if self.worker is None else self.worker.leave(),
+            restarts=self.restarts,
+            last_exit=self.last_exit,
+            done=dict(self.done),
+        )
 
     @property
     def worker(self) -> WorkerProcess | None:
@@ -161,6 +188,10 @@ class Slot:
         self._around.note_ready()
 
     def _make(self) -> WorkerProcess:
+        left, self._left = self._left, None
+        if left is not None:
+            left.heard_heartbeat = self.note_heartbeat
+            return left
         worker = self._spare() or WorkerProcess(self._around)
         worker.heard_heartbeat = self.note_heartbeat
         worker.serves = lambda: self.note_ready(worker)

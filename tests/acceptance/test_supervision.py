@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from .conftest import StartServer
-from .support import NO_DATABASE, TINY, Server, destroy, eventually, is_alive
+from .support import NO_DATABASE, TINY, Server, children, cluster_state, destroy, eventually, is_alive
 
 
 def events(server: Server, name: str) -> list[dict[str, Any]]:
@@ -194,6 +194,82 @@ def test_a_request_in_flight_is_finished_by_the_worker_that_is_replaced(start_se
     connection.close()
     eventually(20, lambda: events(server, "reloaded"))
     assert old not in serving(server)
+
+
+# -- new code for the supervisor itself --------------------------------------------------------------------------------
+
+
+def test_an_upgrade_under_load_keeps_process_and_database_and_fails_no_request(start_server: StartServer) -> None:
+    server = start_server(*TINY, workers=2, spare=True).wait_ready()
+    before, postgres = serving(server), server.postgres_pid
+
+    with Load(server) as load:
+        server.process.send_signal(signal.SIGUSR2)
+        eventually(30, lambda: events(server, "taken over"))
+        eventually(30, lambda: events(server, "reloaded"))
+        so_far = load.answered
+        eventually(30, lambda: load.answered > so_far + 200)
+
+    assert load.failures == []
+    after = serving(server)
+    assert after.isdisjoint(before)
+    assert server.postgres_pid == postgres
+    assert postgres in children(server.process.pid)
+    assert len(server.output.splitlines()) == 1
+
+    victim = after.pop()
+    destroy(victim)  # whoever took over looks after them
+    eventually(20, lambda: [line for line in events(server, "worker died") if line["pid"] == victim])
+    os.kill(postgres, signal.SIGKILL)
+    eventually(20, lambda: server.log.count("database system is ready to accept connections") == 2)
+    assert server.postgres_pid != postgres
+    assert eventually(20, server.answers)
+    assert server.stop() == 0
+    assert cluster_state(server.home) == "shut down"
+
+
+def test_an_upgrade_twice_and_a_stop_before_its_workers_are_replaced(start_server: StartServer) -> None:
+    server = start_server(*TINY, workers=1).wait_ready()
+    offspring = children(server.process.pid)
+
+    server.process.send_signal(signal.SIGUSR2)
+    eventually(30, lambda: events(server, "reloaded"))
+    server.process.send_signal(signal.SIGUSR2)
+    eventually(30, lambda: len(events(server, "taken over")) == 2)
+
+    assert server.stop() == 0
+    offspring |= {line["pid"]: "" for line in events(server, "worker ready")}
+    assert not [pid for pid in offspring if is_alive(pid)]
+    assert cluster_state(server.home) == "shut down"
+
+
+def test_an_upgrade_to_a_program_or_a_worker_that_does_not_come_up_changes_nothing(
+    start_server: StartServer, scratch: Path
+) -> None:
+    code, fault = scratch / "code", scratch / "fault"
+    code.mkdir()
+    server = start_server(
+        *(*TINY, *NO_DATABASE),
+        workers=2,
+        python_path=(code,),
+        environment={"TINY_FAULT": f"boot-crash-if:{fault}"},
+    ).wait_ready()
+    workers = server.worker_pids
+
+    (code / "structlog.py").write_text("this is no Python")  # found before the real one
+    server.process.send_signal(signal.SIGUSR2)
+    (given_up,) = eventually(20, lambda: events(server, "upgrade given up, the old server goes on"))
+    assert given_up["failure"] == "SyntaxError: invalid syntax"
+
+    (code / "structlog.py").unlink()
+    fault.touch()
+    server.process.send_signal(signal.SIGUSR2)
+    eventually(20, lambda: len(events(server, "upgrade given up, the old server goes on")) == 2)
+    assert "exited with code 9" in server.log
+
+    assert server.worker_pids == workers
+    assert serving(server) == set(workers)
+    assert server.stop() == 0
 
 
 # -- more and fewer ----------------------------------------------------------------------------------------------------
