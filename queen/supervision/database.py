@@ -183,3 +183,4 @@ class Embedded:
                 self._up_at = trio.current_time()
                 self.ready.set()
             getattr(log, level)("postgres", pid=process.pid, generation=self._generation, line=text)
+        await process.stdout.aclose()  # nothing else closes it before the collector of garbage does

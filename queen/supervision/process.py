@@ -20,6 +20,7 @@ import msgspec
 import structlog
 import trio
 
+from queen.balance import Pool
 from queen.config.settings import Secret, Settings
 from queen.config.sources import encode_settings
 from queen.control import (
@@ -62,6 +63,7 @@ class Surroundings(Protocol):
     settings: Settings
     app: str
     database: Embedded | Foreign
+    pool: Pool | None  # None: before it runs
 
     def next_generation(self) -> int: ...
     def note_ready(self) -> None: ...
@@ -224,7 +226,11 @@ class WorkerProcess(Life):
             except OSError as error:
                 self.condemn(f"could not be given a socket: {error}")
                 return
-            await channel.send(Serve(slot=self.slot, generation=self.generation), descriptor)
+            pool = self._around.pool
+            await channel.send(
+                Serve(slot=self.slot, generation=self.generation, balanced=pool is not None),
+                *(descriptor, *(() if pool is None else pool.descriptors)),
+            )
 
     async def _drain_when_told(self, channel: ControlChannel) -> None:
         await self.draining.wait()
@@ -280,6 +286,7 @@ class WorkerProcess(Life):
                 slot=self.slot,
                 generation=self.generation,
             )
+        await process.stdout.aclose()  # nothing else closes it before the collector of garbage does
 
     def _hear(self, message: Message) -> None:
         self.note_sign_of_life()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -44,6 +45,25 @@ def test_the_only_worker_is_replaced_each_time_it_dies(start_server: StartServer
         assert eventually(20, server.answers)
 
     assert "was killed by SIGKILL" in server.log
+
+
+def test_a_dead_worker_leaves_no_descriptor_in_its_supervisor(start_server: StartServer) -> None:
+    server = start_server(*TINY, *NO_DATABASE, workers=1).wait_ready()
+
+    def pipes() -> int:
+        found = 0
+        for entry in Path(f"/proc/{server.process.pid}/fd").iterdir():
+            with contextlib.suppress(FileNotFoundError):  # closed while we look
+                found += os.readlink(entry).startswith("pipe:")
+        return found
+
+    before = pipes()
+    for _ in range(3):
+        (victim,) = eventually(10, lambda: server.worker_pids)
+        destroy(victim)
+        assert eventually(20, server.answers)
+
+    eventually(5, lambda: pipes() == before)
 
 
 def test_a_worker_whose_application_breaks_is_replaced(start_server: StartServer) -> None:
