@@ -5,6 +5,7 @@ Its parts are in supervision/: how one worker is kept running is in slot.py, how
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
@@ -17,6 +18,7 @@ import structlog
 import trio
 
 from queen._version import __version__
+from queen.balance import Pool
 from queen.config.settings import Settings
 from queen.errors import StartupError
 from queen.model.snapshot import ServerState, Snapshot
@@ -130,6 +132,7 @@ class Supervisor:
         self._wanted = settings.workers
         self._left = left  # by the program that this process executed before
         self._generation = 0
+        self.pool: Pool | None = None  # of connections, while it runs
         self._port = port
         self._announce = announce
         self._manager = manager or ServiceManager({})
@@ -158,6 +161,10 @@ class Supervisor:
         Raises:
             ExceptionGroup: of StartupError, if it never served.
         """
+        with contextlib.closing(Pool()) as self.pool:
+            return await self._run()
+
+    async def _run(self) -> int:
         async with trio.open_nursery() as watch:
             await watch.start(self._watch_signals)
             watch.start_soon(self.report_status)
@@ -207,6 +214,8 @@ class Supervisor:
         if self.slots:
             log.info("workers wanted", before=len(self.slots), now=count)
         self._wanted = count
+        if self.pool is not None:
+            self.pool.board.slots = count
         while len(self.slots) < count:
             index = len(self.slots)
             left = self._left.slots[index] if self._left is not None and index < len(self._left.slots) else None
@@ -273,7 +282,7 @@ class Supervisor:
             return "stopping"
         if not self._announced:
             return "starting"
-        if any(slot.place.state in ("waiting", "parked") for slot in self.slots):
+        if any(slot.place.is_failing for slot in self.slots):
             return "degraded"
         return "reloading" if self._is_reloading else "serving"
 

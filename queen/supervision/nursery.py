@@ -74,6 +74,11 @@ class Restarts:
         self._recent.append(now + wait_seconds)
         return wait_seconds
 
+    @property
+    def repeated(self) -> bool:
+        """Whether more than one child in a row has died without having served for a while."""
+        return self._in_a_row > 1
+
     def _wait_seconds(self) -> float:
         policy = self._policy
         stretch = 1.0 + policy.jitter * self._draw()
@@ -188,6 +193,11 @@ class Place(Generic[L]):
         if life.draining.is_set():
             return "draining"
         return "serving" if life.ready.is_set() else "booting"
+
+    @property
+    def is_failing(self) -> bool:
+        """Whether it has no child that serves, and that the next one will is not to be expected."""
+        return self.state in ("waiting", "parked") or (self.state == "booting" and self._policy.repeated)
 
     def lives(self) -> list[L]:
         """All children that may be alive."""

@@ -144,6 +144,22 @@ async def test_a_crash_loop_parks_the_place_and_an_operator_can_have_it_tried_no
         assert len(garden.deaths) == 7
 
 
+async def test_a_place_is_failing_from_a_second_death_in_a_row_on_also_while_the_next_child_boots(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with open_place(lambda: Child(boot_seconds=10.0)) as garden:
+        assert not garden.place.is_failing
+        for expected in (False, True):
+            garden.children[-1].die.set()
+            await trio.sleep(2.0)  # past the wait, and not as long as a child takes to boot
+            assert garden.place.state == "booting"
+            assert garden.place.is_failing is expected
+
+        await trio.sleep(9.0)
+        assert garden.place.state == "serving"
+        assert not garden.place.is_failing
+
+
 async def test_a_place_that_is_parked_serves_when_a_child_comes_up_after_all(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
