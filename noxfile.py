@@ -92,6 +92,20 @@ def conformance(session: nox.Session) -> None:
 
 
 @nox.session
+def contract(session: nox.Session) -> None:
+    """Ask two servers for all that /openapi.json says, and for what it does not. Arguments go to pytest."""
+    install(session, "contract")
+    session.run("pytest", "tests/contract", *session.posargs)
+
+
+@nox.session
+def fuzz(session: nox.Session) -> None:
+    """100,000 broken requests on raw sockets, over both ways through the server. Arguments go to tests.fuzz."""
+    install(session, "tests")
+    session.run("python", "-m", "tests.fuzz", *session.posargs)
+
+
+@nox.session
 def bench(session: nox.Session) -> None:
     """Throughput, latency and CPU per message; writes JSON beside the table. Arguments go to perf.bench."""
     install(session, "tests")
