@@ -217,6 +217,19 @@ class Client:
             again = True
             await trio.sleep(RETRY_SECONDS)
 
+    async def look(self, request: bytes) -> tuple[int, bytes]:
+        """One exchange, not repeated, whatever the status; status 0: no answer."""
+        with trio.move_on_after(EXCHANGE_SECONDS):
+            try:
+                if self._connection is None:
+                    self._connection = await Connection.open(self.url)
+                status = await self._connection.exchange(request)
+                return status, self._connection.body()
+            except (OSError, Disconnected):
+                pass
+        self.close()
+        return 0, b""
+
     def close(self) -> None:
         if self._connection is not None:
             self._connection.close()
@@ -278,8 +291,9 @@ async def produce(url: str, ledger: Ledger, options: Options, number: int) -> No
         if [verdict.transaction_id for verdict in verdicts] != [item["transactionId"] for item in items]:
             ledger.wrong(f"a push of {len(items)} was answered with {len(verdicts)} verdicts or other ids")
         statuses = Counter(verdict.status for verdict in verdicts)
-        if set(statuses) - {"queued"} - ({"duplicate"} if again else set()):
+        if set(statuses) - {"queued", "buffered"} - ({"duplicate"} if again else set()):
             ledger.wrong(f"a push was answered {dict(statuses)}, sent {'again' if again else 'once'}")
+        ledger.counts["pushes spooled"] += "buffered" in statuses
         ledger.counts["pushes found stored when repeated"] += "duplicate" in statuses
         for partition, count in counts:
             ledger.pushed(partition, count)
@@ -357,7 +371,7 @@ class Victim:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = directory / "log"
-        self._data = directory / "data"
+        self.where: tuple[str, ...] = ("--data-dir", str(directory / "data"))
         self._options = options
         self._ledger = ledger
         self._process: trio.Process | None = None
@@ -381,7 +395,7 @@ class Victim:
                 nursery.cancel_scope.cancel()
 
     async def start(self) -> None:
-        command = [sys.executable, "-m", "queen", "run", "--data-dir", str(self._data), "--port", str(self.port)]
+        command = [sys.executable, "-m", "queen", "run", *self.where, "--port", str(self.port)]
         self._ready_wanted = self._log_count(b'"worker ready"') + self._options.workers
         listening_before = self._log_count(b" listening on http")
         with self.log.open("ab") as output:
