@@ -41,12 +41,7 @@ _EXPIRE: Final = """
 """
 _CLEAN: Final = "SELECT * FROM queen.clean_partitions($1, NULL, clock_timestamp() - make_interval(days => $2), $3)"
 _DROP: Final = "SELECT queen.drop_partition($1, $2, $3)"
-_RANGE: Final = """
-    SELECT e.partition_id, e.group_name, e.first_offset, e.end_offset, e.queue_id, e.retry_count, e.reason, e.expired_at
-    FROM queen.expired_ranges e
-    WHERE e.bucket = $1 AND (e.partition_id, e.group_name, e.first_offset) > ($2, $3, $4)
-    ORDER BY e.partition_id, e.group_name, e.first_offset LIMIT 1 FOR UPDATE SKIP LOCKED
-"""
+_RANGE: Final = "SELECT * FROM queen.next_expired($1, $2, $3, $4)"
 _READ: Final = "SELECT * FROM queen.read_segments($1, $2, $3, $4, $5, 64, true)"
 _BURY: Final = """
     WITH buried AS (

@@ -15,6 +15,7 @@ import msgspec
 import pytest
 import trio
 
+from queen.errors import QueueFull
 from queen.model.message import AckStatus
 from queen.model.queue import Queue, StartFrom, StartMode
 from queen.model.stream import Cycle, CycleAck, StateChange, StateFilter, StreamQuery
@@ -27,20 +28,23 @@ AROUND: Final = 50_000
 
 LARGE: Final = (
     "partitions", "segments", "transaction_ids", "cursors", "dead_letters", "queue_buckets", "stream_partitions",
-    "stream_state"
+    "stream_state", "expired_ranges", "queue_rooms", "counts"
 )  # fmt: skip
 
 FILL: Final = """
 WITH born AS (
     INSERT INTO queen.partitions (bucket, partition_id, queue_id, name, next_offset, created_at, last_created_at,
-        oldest_at)
-    SELECT 0, given.partition_id, $1, given.name, 1, clock_timestamp(), clock_timestamp(), clock_timestamp()
+        oldest_at, emptied_at)
+    SELECT 0, given.partition_id, $1, given.name, 1, clock_timestamp(), clock_timestamp(), clock_timestamp(),
+        clock_timestamp()
     FROM unnest($2::uuid[], $3::text[]) AS given (partition_id, name)
     RETURNING partition_id
 ), kept AS (
     INSERT INTO queen.segments (bucket, partition_id, base_offset, message_count, created_at, id_prefix, minted, codec,
         raw_bytes, min_id, max_id, body)
-    SELECT 0, b.partition_id, 0, 1, clock_timestamp(), 1, true, 0, 10, gen_random_uuid(), gen_random_uuid(), '0'
+    SELECT 0, b.partition_id, 0, 1, clock_timestamp(), 1, true, 0, 100, gen_random_uuid(), gen_random_uuid(),
+        convert_to('000000000000","transactionId":"', 'UTF8') || '\\x00'
+        || convert_to('000000000000","traceId":null,"producerSub":null,"data":0', 'UTF8')
     FROM born b
 ), keyed AS (
     INSERT INTO queen.transaction_ids (bucket, partition_id, transaction_key, message_offset)
@@ -209,6 +213,80 @@ async def retention_with_nothing_to_do(broker: Broker, _: int) -> None:
     assert await broker.engine.store.expire(msgspec.structs.replace(queue, options=options), 100) == 0
 
 
+@verb(limit=30)
+async def push_to_a_queue_with_a_limit(broker: Broker, number: int) -> None:
+    if number == 0:
+        await broker.configure("limited", max_size=100_000)
+    for _ in range(3):
+        await broker.push("limited", *range(100))
+
+
+@verb(limit=60)
+async def refused_push_to_a_full_queue(broker: Broker, number: int) -> None:
+    if number == 0:
+        await broker.configure("full", max_size=1)
+        await broker.push("full", 1)
+    with pytest.raises(QueueFull):
+        await broker.push("full", 2)
+
+
+@verb(limit=100)
+async def failed_batch_that_is_put_off(broker: Broker, number: int) -> None:
+    if number == 0:
+        await broker.configure("put off", retry_delay_ms=600_000, retry_delay_enforced=True)
+    await broker.push("put off", 1, partition=str(number))
+    popped = await broker.pop("put off", group="idle", partition=str(number))
+    (result,) = await broker.ack(popped.messages, AckStatus.FAILED, lease=popped.lease, group="idle")
+    assert result.lease_released
+    assert not await broker.pop("put off", group="idle")
+
+
+@verb(limit=300)
+async def pop_and_sweep_past_what_has_expired(broker: Broker, number: int) -> None:
+    if number == 0:
+        await broker.configure("expiring", max_wait_time_seconds=600, dead_letter_queue=True)
+    await broker.push("expiring", *range(20), partition=f"{number}")
+    await age(broker, "expiring")
+    assert not await broker.pop("expiring")
+    await broker.push("expiring", *range(20), partition=f"swept {number}")
+    await age(broker, "expiring")
+    (queue,) = await broker.engine.store.expiry.due()
+    await broker.engine.store.expiry.bury()  # perhaps not all: the worker is at it too
+    await broker.engine.store.expire(queue, 100)
+
+
+async def age(broker: Broker, name: str) -> None:
+    """As if what is in the queue had been pushed an hour ago."""
+    queue = broker.engine.store.catalogue.cached(name)
+    assert queue is not None
+
+    async def shift(connection: Any) -> None:
+        await connection.execute(
+            "UPDATE queen.segments s SET created_at = s.created_at - interval '1 hour' FROM queen.partitions p"
+            " WHERE p.bucket = 0 AND p.queue_id = $1 AND s.bucket = 0 AND s.partition_id = p.partition_id",
+            queue.queue_id,
+        )
+        await connection.execute(
+            "UPDATE queen.partitions SET oldest_at = oldest_at - interval '1 hour' WHERE bucket = 0 AND queue_id = $1",
+            queue.queue_id,
+        )
+
+    await broker.engine.store._bridge.run(shift)
+
+
+@verb(limit=20)
+async def sweeps_with_nothing_to_do(broker: Broker, _: int) -> None:
+    assert await broker.engine.store.expiry.clean(30, 100) == 0
+    await broker.engine.store.expiry.bury()
+    await broker.engine.store.expiry.due()
+
+
+@verb(limit=200)
+async def a_partition_deleted_beside_them(broker: Broker, number: int) -> None:
+    await broker.push("q", 1, 2, partition=f"doomed {number}")
+    assert await broker.engine.admin.delete_partition("q", f"doomed {number}") == 2
+
+
 @verb(limit=200)
 async def a_queue_born_filled_and_deleted_beside_it(broker: Broker, number: int) -> None:
     name = f"beside {number}"
@@ -298,7 +376,8 @@ async def _fill(sql: Session, queue: Queue, query_id: UUID) -> None:
 
 @pytest.mark.parametrize("statistics", ["of an empty database", "fresh"])
 async def test_no_verb_reads_what_does_not_concern_it(open_broker: OpenBroker, sql: Session, statistics: str) -> None:
-    async with open_broker(db_pool_size=2) as broker:
+    # a report of the worker would be measured too
+    async with open_broker(db_pool_size=2, stats_interval_seconds=3600) as broker:
         queue = await broker.configure("q", lease_seconds=600)
         for group in ("idle", "busy"):
             assert not await broker.pop("q", group=group)

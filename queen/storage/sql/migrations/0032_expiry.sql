@@ -206,6 +206,19 @@ BEGIN
 END
 $$;
 
+-- The next range of a bucket after the one given, locked; none that another worker is at.
+CREATE OR REPLACE FUNCTION queen.next_expired(p_bucket integer, p_partition_id uuid, p_group text, p_first bigint)
+RETURNS SETOF queen.expired_ranges LANGUAGE plpgsql
+SET enable_seqscan = off SET enable_bitmapscan = off SET enable_sort = off SET jit = off
+AS $$
+BEGIN
+    RETURN QUERY
+        SELECT e.* FROM queen.expired_ranges e
+        WHERE e.bucket = p_bucket AND (e.partition_id, e.group_name, e.first_offset) > (p_partition_id, p_group, p_first)
+        ORDER BY e.partition_id, e.group_name, e.first_offset LIMIT 1 FOR UPDATE SKIP LOCKED;
+END
+$$;
+
 -- What of a range is dead letters by now; the range ends when that is all of it.
 CREATE OR REPLACE FUNCTION queen.shorten_expired(
     p_bucket integer, p_partition_id uuid, p_group text, p_first bigint, p_done bigint

@@ -95,11 +95,12 @@ LANGUAGE plpgsql
 SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off
 AS $$
 DECLARE
+    v_queue_id uuid;                -- by itself: with it in the condition a plan may go by queue
     v_messages bigint;
 BEGIN
-    SELECT p.next_offset - p.first_offset - p.erased INTO v_messages FROM queen.partitions p
-    WHERE p.bucket = p_bucket AND p.partition_id = p_partition_id AND p.queue_id = p_queue_id FOR UPDATE;
-    IF NOT FOUND THEN
+    SELECT p.queue_id, p.next_offset - p.first_offset - p.erased INTO v_queue_id, v_messages FROM queen.partitions p
+    WHERE p.bucket = p_bucket AND p.partition_id = p_partition_id FOR UPDATE;
+    IF v_queue_id IS DISTINCT FROM p_queue_id THEN
         RETURN NULL;
     END IF;
     IF queen.drop_traces(p_bucket, ARRAY[p_partition_id], NULL, NULL, 1000) = 1000 THEN
