@@ -155,7 +155,7 @@ async def test_a_place_is_failing_from_a_second_death_in_a_row_on_also_while_the
             assert garden.place.state == "booting"
             assert garden.place.is_failing is expected
 
-        await trio.sleep(9.0)
+        await trio.sleep(9.5)
         assert garden.place.state == "serving"
         assert not garden.place.is_failing
 
