@@ -92,6 +92,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     db_statement_timeout_seconds: float = 30.0
     db_lock_timeout_seconds: float = 10.0
     db_statement_cache: bool = True  # False behind PgBouncer in transaction mode
+    cache_bytes: int = 16 * MiB  # a worker, for segments; twice: those that were read, those whose acks are to come
     buckets: int = 1  # fixed when the database is initialised; 64 on Citus
     # the spool, for pushes while PostgreSQL is away
     spool_dir: Path | None = None  # None: none; queen-trio run has one by itself

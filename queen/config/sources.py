@@ -141,6 +141,7 @@ ENVIRONMENT: Final[dict[str, tuple[str, Parser]]] = {
     "DB_STATEMENT_TIMEOUT": ("db_statement_timeout_seconds", _milliseconds),
     "DB_LOCK_TIMEOUT": ("db_lock_timeout_seconds", _milliseconds),
     "QUEEN_DB_STATEMENT_CACHE": ("db_statement_cache", _boolean),
+    "QUEEN_CACHE_BYTES": ("cache_bytes", _positive),
     "QUEEN_BUCKETS": ("buckets", _positive),
     "FILE_BUFFER_DIR": ("spool_dir", _path),
     "QUEEN_SPOOL_MAX_BYTES": ("spool_max_bytes", _positive),

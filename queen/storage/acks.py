@@ -15,6 +15,7 @@ from queen.observability.activity import Activity
 from queen.storage.bridge import Bridge
 from queen.storage.catalogue import Catalogue
 from queen.storage.connect import Connection
+from queen.storage.delivered import Delivered, Delivery
 from queen.storage.ids import (
     IdRange,
     bucket_of,
@@ -70,6 +71,7 @@ class _Partition:
         self.partition_id = partition_id
         self.ids: dict[str, None] = {}  # in the order of the acks: mostly that of the messages
         self.exists = False
+        self.located = False  # in PostgreSQL: what is said of it is not from memory
         self.queue = ""
         self.name = ""
         self.first_offset = 0
@@ -110,25 +112,43 @@ _PENDING: Final = AckResult(transaction_id="", success=False)
 class AckFlush:
     """The acks of many requests, applied as one."""
 
-    def __init__(self, requests: Sequence[Sequence[Ack]], buckets: int, *, straight: bool = False) -> None:
+    def __init__(
+        self,
+        requests: Sequence[Sequence[Ack]],
+        buckets: int,
+        delivered: Delivered | None = None,
+        *,
+        straight: bool = False,
+    ) -> None:
         self.requests = requests
         self._buckets = buckets
         self._straight = straight
         self.partitions: dict[str, _Partition | None] = {}  # by the text the client sent
         for request in requests:
             last: str | None = None
+            lease: str | None = None
             partition: _Partition | None = None
+            delivery: Delivery | None = None
             for ack in request:
-                if ack.partition_id != last:
-                    last = ack.partition_id
+                if ack.partition_id != last or ack.lease_id != lease:
+                    last, lease = ack.partition_id, ack.lease_id
                     if last not in self.partitions:
                         partition_id = _uuid(last)
                         self.partitions[last] = None if partition_id is None else _Partition(partition_id)
                     partition = self.partitions[last]
+                    delivery = delivered.find(lease, last) if lease and delivered else None
+                    if delivery is not None and partition is not None:
+                        partition.exists = True
+                        partition.queue, partition.name = delivery.queue, delivery.partition
                 if partition is not None:
-                    partition.ids[ack.transaction_id] = None
+                    offset = -1 if delivery is None else delivery.offset_of(ack.transaction_id)
+                    if offset >= 0:
+                        partition.offsets[ack.transaction_id] = offset
+                    else:
+                        partition.ids[ack.transaction_id] = None
         self.results: list[list[AckResult]] = []
         self.released: list[Released] = []
+        self.ended: list[tuple[str, str]] = []  # leases that ended, with their partition, as clients write them
         self._tallies: dict[str, list[int]] = {}  # by queue: succeeded, dead-lettered
 
     def count(self, activity: Activity) -> None:
@@ -159,10 +179,11 @@ class AckFlush:
         return any(ack.status is not AckStatus.COMPLETED for request in self.requests for ack in request)
 
     async def locate(self, connection: Connection) -> None:
-        """asyncio flavor. Find every message named."""
+        """asyncio flavor. Find every message named that was not delivered here."""
         by_bucket: dict[int, list[_Partition]] = {}
         for partition in self.partitions.values():
-            if partition is not None:
+            if partition is not None and partition.ids:
+                partition.exists = False
                 by_bucket.setdefault(bucket_of(partition.partition_id, self._buckets), []).append(partition)
         for bucket, partitions in by_bucket.items():
             await self._locate(connection, bucket, partitions)
@@ -204,7 +225,7 @@ class AckFlush:
         for row in rows:
             partition = partitions[row["part"] - 1]
             if row["kind"] == "partition":
-                partition.exists = True
+                partition.exists = partition.located = True
                 partition.queue, partition.name = row["queue_name"], row["partition_name"]
                 partition.first_offset = row["first_offset"]
                 partition.keyed = (row["low_id"], row["high_id"]) if row["low_id"] else None
@@ -295,6 +316,7 @@ class AckFlush:
         """asyncio flavor. Move the cursors; where :attr:`may_fail`, inside a transaction. Sets the results."""
         self.results = []
         self.released = []
+        self.ended = []
         self._tallies = {}
         by_bucket = self._runs()
         for bucket in sorted(by_bucket):
@@ -313,6 +335,8 @@ class AckFlush:
                 [entry.run.end for entry in runs],
             )
             again: dict[tuple[UUID, str], None] = {}  # what was given back
+            lost = [entry for entry, row in zip(runs, rows, strict=True) if row["lost"]]
+            await self._find_again(connection, bucket, lost)
             for row, (partition, group, request, _, run) in zip(rows, runs, strict=True):
                 run.lost, run.released, run.dead = row["lost"], row["released"], row["dead"]
                 run.retry_count = row["retry_count"]
@@ -337,16 +361,31 @@ class AckFlush:
                     tally = self._tallies.setdefault(partition.queue, [0, 0])
                     tally[0] += len(run.places)
                     tally[1] += run.dead
+                if run.released:
+                    ack = self.requests[request][run.places[0]]
+                    self.ended.append((ack.lease_id or "", ack.partition_id))
                 self._answer(self.requests[request], self.results[request], partition, run)
             if again:
                 where, groups = zip(*again, strict=True)
                 await connection.execute(_BACK_OFF, bucket, list(where), list(groups))
+
+    async def _find_again(self, connection: Connection, bucket: int, lost: Sequence[_Entry]) -> None:
+        """asyncio flavor. The leases of messages that were delivered here are gone: perhaps the messages are, too."""
+        asked = list({entry.partition: None for entry in lost if not entry.partition.located})
+        for partition in asked:
+            partition.exists = False
+            partition.ids.update(dict.fromkeys(partition.offsets))
+            partition.offsets.clear()
+        if asked:
+            await self._locate(connection, bucket, asked)
 
     @staticmethod
     def _answer(request: Sequence[Ack], results: list[AckResult], partition: _Partition, run: _Run) -> None:
         success, error, dead = not run.lost, LEASE_LOST if run.lost else None, run.dead
         queue, name, last = partition.queue, partition.name, run.places[-1]
         for place in run.places:
+            if run.lost and not (partition.exists and request[place].transaction_id in partition.offsets):
+                error = NOT_FOUND
             results[place] = AckResult(
                 transaction_id=request[place].transaction_id,
                 success=success,
@@ -418,17 +457,26 @@ async def bury(
 class Acks:
     """Acknowledgements, lease extensions, transactions and dead letters in PostgreSQL."""
 
-    def __init__(self, bridge: Bridge, catalogue: Catalogue, pushes: Pushes, keyring: Keyring, buckets: int) -> None:
+    def __init__(
+        self,
+        bridge: Bridge,
+        catalogue: Catalogue,
+        pushes: Pushes,
+        delivered: Delivered,
+        keyring: Keyring,
+        buckets: int,
+    ) -> None:
         self._bridge = bridge
         self._catalogue = catalogue
         self._pushes = pushes
+        self._delivered = delivered
         self._keyring = keyring
         self._buckets = buckets
         self.activity = Activity()
 
     async def ack(self, requests: Sequence[Sequence[Ack]]) -> tuple[list[list[AckResult]], list[Released]]:
         """Apply the acks of all requests in one commit; results per request, in input order."""
-        flush = AckFlush(requests, self._buckets)
+        flush = AckFlush(requests, self._buckets, self._delivered)
 
         async def work(connection: Connection) -> None:
             await flush.locate(connection)
@@ -440,6 +488,7 @@ class Acks:
 
         await self._bridge.run(work)
         flush.count(self.activity)
+        self._delivered.forget(flush.ended)
         return flush.results, flush.released
 
     async def transact(
@@ -450,7 +499,7 @@ class Acks:
         ``flush`` holds one push request with all messages of the transaction, in order.
         """
         woken: list[Woken] = []
-        ack_flush = AckFlush([acks], self._buckets, straight=True)
+        ack_flush = AckFlush([acks], self._buckets, self._delivered, straight=True)
 
         async def work(connection: Connection) -> str | None:
             await ack_flush.locate(connection)
@@ -497,6 +546,7 @@ class Acks:
                 return error, [], [], [], []
             flush.count(self.activity)
             ack_flush.count(self.activity)
+            self._delivered.forget(ack_flush.ended)
             self.activity.count(next(iter(flush.queue_names), None), transactions=1)
             return None, flush.results()[0], ack_flush.results[0], woken, ack_flush.released
         return "queues of this transaction kept changing; nothing was applied", [], [], [], []

@@ -21,6 +21,7 @@ from queen.model.queue import Queue
 from queen.observability.activity import Activity
 from queen.storage.bridge import Bridge
 from queen.storage.connect import Connection
+from queen.storage.delivered import Delivered
 from queen.storage.ids import bucket_of, id_prefix_text
 from queen.storage.segments import Body, Keyring, unseal
 
@@ -29,9 +30,6 @@ READ_BYTES: Final = 512 * 1024
 reader holds in memory to a few segments (one segment is at most 1 MiB, or one message)."""
 
 READ_SEGMENTS: Final = 2000
-CACHE_BYTES: Final = 16 * 1024 * 1024
-"""Decompressed segments kept per worker, one a partition: consecutive small pops read their segment once."""
-
 _CLAIM: Final = "SELECT * FROM queen.claim_v2($1, NULL, $2, $3, $4, $5, $6, $7, $8, $9)"
 _READY: Final = "SELECT * FROM queen.ready($1, NULL, $2, $3)"
 _READ: Final = "SELECT * FROM queen.read_segments($1, $2, $3, $4, $5, $6, $7)"
@@ -97,9 +95,10 @@ class Surplus(NamedTuple):
 class ClaimOutcome:
     """What one request got: claims and the first of their segments, or when to look again."""
 
-    __slots__ = ("claims", "due_seconds", "rows", "unregistered")
+    __slots__ = ("claims", "due_seconds", "lease_id", "rows", "unregistered")
 
-    def __init__(self) -> None:
+    def __init__(self, lease_id: UUID | None) -> None:
+        self.lease_id = lease_id  # None: autoAck
         self.claims: list[ClaimedPartition] = []
         self.rows: list[tuple[ClaimedPartition, Any]] = []  # segments that came with the claims
         self.due_seconds: float | None = None
@@ -145,7 +144,8 @@ class _Left:
 class _Cache:
     """The last segment read of each partition, least recently used dropped first."""
 
-    def __init__(self) -> None:
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
         self._segments: OrderedDict[tuple[UUID, datetime | None], Segment] = OrderedDict()
         self._bytes = 0
 
@@ -162,7 +162,7 @@ class _Cache:
         old = self._segments.pop(key, None)
         self._bytes += len(segment.lines) - (len(old.lines) if old else 0)
         self._segments[key] = segment
-        while self._bytes > CACHE_BYTES:
+        while self._bytes > self._max_bytes:
             _, dropped = self._segments.popitem(last=False)
             self._bytes -= len(dropped.lines)
 
@@ -170,11 +170,12 @@ class _Cache:
 class Claims:
     """Pops into PostgreSQL."""
 
-    def __init__(self, bridge: Bridge, keyring: Keyring, buckets: int) -> None:
+    def __init__(self, bridge: Bridge, keyring: Keyring, buckets: int, cache_bytes: int) -> None:
         self._bridge = bridge
         self._keyring = keyring
         self._buckets = buckets
-        self._cache = _Cache()
+        self._cache = _Cache(cache_bytes)
+        self.delivered = Delivered(cache_bytes)
         self.activity = Activity()
         self.on_expired: Callable[[], None] = lambda: None  # told when there is something for expiry.bury to do
 
@@ -185,7 +186,7 @@ class Claims:
         that a pop within one segment needs nothing more. What the keyring lacks is found out when slices are read.
         Beside the outcomes: what others could have now, or later.
         """
-        outcomes = [ClaimOutcome() for _ in requests]
+        outcomes = [ClaimOutcome(request.lease_id) for request in requests]
         left = _Left()
 
         async def work(connection: Connection) -> list[tuple[ClaimOutcome, Any]]:
@@ -377,6 +378,7 @@ class Claims:
         for claim, row in outcome.rows:
             came.setdefault(claim.partition_id, []).append(row)
         outcome.rows = []  # what is sent is not held
+        lease_id = None if outcome.lease_id is None else str(outcome.lease_id)
         at = 0  # the claim that is being served
         first = outcome.claims[0].first if outcome.claims else 0  # its next offset
         while at < len(outcome.claims):
@@ -393,6 +395,16 @@ class Claims:
                 piece = segment.slice(claim, first)
                 self.activity.delivered(claim.queue, piece.count, time.time() - segment.created_at.timestamp())
                 if piece.count:
+                    if lease_id is not None:
+                        self.delivered.note(
+                            lease_id,
+                            claim,
+                            base_offset=segment.base_offset,
+                            message_count=segment.message_count,
+                            id_prefix=segment.id_prefix,
+                            lines=b"" if segment.minted else piece.lines,
+                            erased=segment.erased,
+                        )
                     yield piece
                 first = min(segment.base_offset + segment.message_count, claim.end)
             if not pieces or first >= claim.end:  # done, or retention or a deletion took what was left

@@ -83,10 +83,10 @@ class Store:
         self.notifications = notifications
         self.catalogue = Catalogue(bridge, buckets, settings.queue_defaults)
         self.pushes = Pushes(bridge, self.catalogue, keyring, buckets)
-        self.claims = Claims(bridge, keyring, buckets)
+        self.claims = Claims(bridge, keyring, buckets, settings.cache_bytes)
         self.expiry = Expiry(bridge, keyring, buckets)
         self.claims.on_expired = self.expiry.notice
-        self.acks = Acks(bridge, self.catalogue, self.pushes, keyring, buckets)
+        self.acks = Acks(bridge, self.catalogue, self.pushes, self.claims.delivered, keyring, buckets)
         self.streams = Streams(bridge, self.catalogue, self.pushes, keyring, buckets)
         self.counts = Counts(bridge, buckets)
         self.groups = Groups(bridge, self.catalogue, self.counts)

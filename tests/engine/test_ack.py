@@ -9,6 +9,7 @@ import pytest
 import trio
 
 from queen.model.message import Ack, AckStatus
+from queen.storage.ids import uuid7_texts
 
 if TYPE_CHECKING:
     from tests.conftest import Broker, DatabaseClock, Popped, Session
@@ -480,3 +481,39 @@ async def test_one_bad_request_does_not_fail_those_written_with_it(broker: Broke
         acks.start_soon(ack, "good too", popped[1].transaction_id, popped[1].partition_id)
 
     assert verdicts == {"good": True, "no message": False, "no partition": False, "good too": True}
+
+
+@pytest.mark.buckets
+@pytest.mark.parametrize("here", [True, False], ids=["through the worker that delivered", "through another"])
+@pytest.mark.parametrize("kind", ["minted", "uuid7", "keys"])
+async def test_it_does_not_matter_which_worker_an_ack_goes_through(
+    broker: Broker, other: Broker, here: bool, kind: str
+) -> None:
+    """The worker that delivered knows where the messages lie; another has to look."""
+    via = broker if here else other
+    ids: list[str | None] = [None] * 6
+    if kind != "minted":
+        ids = [*uuid7_texts(6)] if kind == "uuid7" else [f'"{at}"' for at in range(6)]
+    await broker.push("q", *range(6), ids=ids)
+    everything = await other.pop("q", group="other")
+    popped = await broker.pop("q", batch=4)
+
+    verdicts = await via.ack([popped[3], popped[0]], lease=popped.lease)
+    assert [verdict.success for verdict in verdicts] == [True, True]
+    verdicts = await via.ack([popped[1], everything[4]], lease=popped.lease)  # the last is not of this lease
+    assert [verdict.success for verdict in verdicts] == [True, True]
+    (verdict,) = await via.ack([popped[2]], lease=popped.lease)
+    assert verdict.success
+    assert verdict.lease_released
+    assert (await broker.pop("q")).data == [5]
+
+
+@pytest.mark.parametrize("here", [True, False], ids=["through the worker that delivered", "through another"])
+async def test_an_ack_of_what_was_deleted_meanwhile_is_not_found(broker: Broker, other: Broker, here: bool) -> None:
+    await broker.push("q", 1, 2)
+    popped = await broker.pop("q")
+    await broker.engine.delete_queue("q")
+
+    verdicts = await (broker if here else other).ack(popped.messages, lease=popped.lease)
+
+    assert [(verdict.success, verdict.error) for verdict in verdicts] == [(False, NOT_FOUND)] * 2
