@@ -76,6 +76,7 @@ class Run(msgspec.Struct):
     wrongs: list[str]
     notes: list[str]
     skipped: str = ""
+    load_average: float = 0.0  # of the machine, at the end: what else it had to do shows in every time
 
 
 def play(fault: Fault, seed: int, timing: Timing, keep: Path | None) -> Run:
@@ -104,6 +105,7 @@ def play(fault: Fault, seed: int, timing: Timing, keep: Path | None) -> Run:
             where.with_suffix(".history.json").write_bytes(msgspec.json.encode(stage.load.history))
             where.with_suffix(".log").write_text(stage.log)
         shutil.rmtree(scratch, ignore_errors=True)
+    run.load_average = round(os.getloadavg()[0], 1)
     run.seconds = round(time.monotonic() - began, 1)
     return run
 
@@ -147,6 +149,10 @@ def table(runs: list[Run]) -> tuple[list[str], bool]:
             seeds = " ".join(f"{median:.2f}" for median in medians)
             mark = "" if passed else "  FAILED"
             lines.append(f"{name:9} {figure_name:44} {limit:>9} {whole.median:>9.2f} {worst:>9.2f}  {seeds}{mark}")
+        busy = [run.load_average for run in mine]
+        lines.append(
+            f"{name:9} {'load average of the machine':44} {'':>9} {statistics.median(busy):>9.2f} {max(busy):>9.2f}"
+        )
         for run in mine:
             if run.skipped:
                 lines.append(f"{name:9} skipped: {run.skipped}")

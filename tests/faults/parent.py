@@ -21,7 +21,7 @@ PARKED = 1000
 STREAMS = 100
 STALLED = 20  # of the streams: their clients read nothing
 MESSAGE_BYTES = 256 << 10
-STREAM_MESSAGES = 24  # more than what the kernel's buffers take
+STREAM_MESSAGES = 8  # 2 MiB: more than what the kernel's buffers take, and what slow clients can read in time
 READ_BYTES = 64 << 10
 RELOADS = 10
 
