@@ -7,7 +7,8 @@ elsewhere (supervisor.py), requests answered elsewhere (connection.py).
 from __future__ import annotations
 
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
@@ -91,18 +92,16 @@ async def serve(
     fast = isinstance(service, Service) and service.settings.fast_http
     load = load or Load()
     state: LifespanState = {}
-    wrapped = LastAnswers(app)
+    guests = Guests(app)
     lifespan = Lifespan(ASGIWrapper(app), config, state)
-    # By these hypercorn is told to end idle connections; those that are accepted as the last have a little longer.
-    context, late_context = WorkerContext(None), WorkerContext(None)
     watch = Watch(config.keep_alive_timeout)
     load.doing = watch.doing
     buffer = memoryview(bytearray(RECEIVE_BYTES))
 
     async def serve_by_hypercorn(stream: Any) -> None:
-        told_by = late_context if wrapped.last else context
         try:
-            await TCPServer(ASGIWrapper(wrapped), config, told_by, ConnectionState(state.copy()), stream)
+            with guests.entered() as guest:
+                await TCPServer(ASGIWrapper(guest), config, guest.context, ConnectionState(state.copy()), stream)
         except Exception as error:  # a bug ends this connection and not its neighbours
             log.error("unexpected error", exc_info=error)
 
@@ -130,8 +129,7 @@ async def serve(
     async def end_idle(seconds: float) -> None:
         await trio.sleep(seconds)
         watch.end_idle()
-        await context.terminated.set()
-        await late_context.terminated.set()
+        await guests.end_idle()
 
     async with trio.open_nursery() as lifespan_task:
         await lifespan_task.start(lifespan.handle_lifespan)
@@ -147,13 +145,13 @@ async def serve(
                     how = await wait_drain()
                 connections.cancel_scope.deadline = trio.current_time() + how.grace_seconds
                 watch.drain()
-                wrapped.last = True
+                guests.last = True
                 if how.linger_seconds:
                     watching.start_soon(end_idle, how.linger_seconds)
                 else:
                     watch.end_idle(unused=False)
                     watching.start_soon(end_idle, FIRST_REQUEST_SECONDS)
-                    await context.terminated.set()
+                    await guests.end_idle(unused=False)
             watching.cancel_scope.cancel()
         await lifespan.wait_for_shutdown()
         lifespan_task.cancel_scope.cancel()
@@ -198,21 +196,49 @@ async def accept(
     return how
 
 
-class LastAnswers:
-    """The app as hypercorn sees it. With ``last``, answers tell HTTP/1.1 clients that nothing follows."""
+class Guests:
+    """The connections that hypercorn serves. With ``last``, answers tell HTTP/1.1 clients that nothing follows."""
 
     def __init__(self, app: ASGIFramework) -> None:
+        self.app = app
         self.last = False
-        self._app = app
+        self._present: set[Guest] = set()
+
+    @contextmanager
+    def entered(self) -> Iterator[Guest]:
+        """A connection, for the length of this block."""
+        guest = Guest(self)
+        self._present.add(guest)
+        try:
+            yield guest
+        finally:
+            self._present.discard(guest)
+
+    async def end_idle(self, *, unused: bool = True) -> None:
+        """End connections that wait for a request. Without ``unused``, not those that wait for their first one."""
+        for guest in list(self._present):
+            if unused or guest.used:
+                await guest.context.terminated.set()
+
+
+class Guest:
+    """The app as one connection sees it. By its ``context`` hypercorn is told to end the connection when it is idle."""
+
+    def __init__(self, guests: Guests) -> None:
+        self.used = False  # it has had a request
+        self.context = WorkerContext(None)
+        self._guests = guests
 
     async def __call__(self, scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
+        self.used = True
+
         async def send_last(message: ASGISendEvent) -> None:
-            if self.last and message["type"] == "http.response.start":
+            if self._guests.last and message["type"] == "http.response.start":
                 message["headers"] = [*message.get("headers", ()), (b"connection", b"close")]
             await send(message)
 
         closes = scope["type"] == "http" and scope["http_version"].startswith("1")
-        await self._app(scope, receive, send_last if closes else send)
+        await self._guests.app(scope, receive, send_last if closes else send)
 
 
 class ReplayedStream:

@@ -15,10 +15,11 @@ import h2.events
 import pytest
 import structlog
 import trio
+import trio.testing
 
 from queen.config.settings import Settings
 from queen.errors import StorageUnavailable
-from queen.serving import connection, watch
+from queen.serving import connection, serve, watch
 from queen.serving.serve import HowToDrain
 
 from .conftest import Standing
@@ -467,6 +468,52 @@ async def test_what_is_begun_is_answered_in_the_drain(fast_server: Server) -> No
         assert answer.status == 204
         assert answer.headers["connection"] == "close"
         assert await client.receive() is None
+
+
+async def test_a_server_that_was_replaced_answers_on_idle_connections_and_says_that_it_was_the_last(
+    server: Server,
+) -> None:
+    async with await server.connect() as client, await server.connect() as other:
+        assert await client.is_open()
+        assert await other.is_open()
+        server.how_to_drain = HowToDrain(grace_seconds=20.0, linger_seconds=0.2, keep_backlog=True)
+
+        server.stop.set()
+        await trio.testing.wait_all_tasks_blocked()
+        answer = await client.exchange(request("GET", "/livez"))
+
+        assert answer.status == 200
+        assert answer.headers["connection"] == "close"
+        assert await client.receive() is None
+        assert await other.receive() is None  # it was idle for too long
+    with trio.fail_after(5):
+        await server.stopped.wait()
+
+
+async def test_a_connection_that_waits_to_be_accepted_when_the_drain_begins_is_served(server: Server) -> None:
+    connected = socket.create_connection(("127.0.0.1", server.port))  # without a turn for the server
+    connected.sendall(request("GET", "/livez"))
+    server.stop.set()
+    async with Client(trio.SocketStream(trio.socket.from_stdlib_socket(connected))) as client:
+        answer = await client.receive()
+
+        assert answer is not None
+        assert answer.status == 200
+        assert await client.receive() is None
+    with trio.fail_after(5):
+        await server.stopped.wait()
+
+
+async def test_a_client_of_the_last_hour_that_says_nothing_does_not_hold_up_the_end(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serve, "FIRST_REQUEST_SECONDS", 0.1)
+    async with await server.connect() as client:
+        server.stop.set()
+
+        assert await client.receive() is None
+    with trio.fail_after(5):
+        await server.stopped.wait()
 
 
 # -- other protocols ----------------------------------------------------------------------------------------------
