@@ -44,6 +44,8 @@ FULL_LOAD = 100_000  # messages of a load case, as the reference suites have it
 SHORT_LOAD = 20_000  # the same case where another combination has shown the full number
 FULL_PARTITIONS, SHORT_PARTITIONS = 5_000, 1_000  # likewise, of the case with many partitions
 
+SWITCHES = "test_switches.py"  # turns the server's switches: run after all else, and one suite at a time
+
 OWN_SETTINGS = ("QUEEN_", "PG_", "JWT_", "DEFAULT_", "DATABASE_URL", "PYTHONPATH", "PYTHONHOME")
 
 
@@ -59,10 +61,12 @@ class Suite:
     process: subprocess.Popen[bytes] | None = None
     code: int | None = None
     flaky: list[str] = field(default_factory=list)  # tests that passed only when run alone
+    starts: int = 0
 
     def start(self, *extra: str) -> None:
         self.directory.mkdir(parents=True, exist_ok=True)
-        self.output = self.directory / f"output{'-again' if extra else ''}.txt"
+        self.starts += 1
+        self.output = self.directory / f"output-{self.starts}.txt"
         with self.output.open("wb") as output:
             self.process = subprocess.Popen(
                 [*self.command, "-o", f"cache_dir={self.directory / 'cache'}", *extra],
@@ -233,7 +237,7 @@ def suites_for(
             Suite(
                 name=f"queen-mq {version}",
                 command=[python, "-m", "pytest", "-c", str(HERE / "clients" / "pytest.ini"),
-                         str(HERE / "clients"), *arguments],
+                         str(HERE / "clients"), f"--ignore={HERE / 'clients' / SWITCHES}", *arguments],
                 directory=scratch / f"client-{version}",
                 environment=shared
                 | known
@@ -247,6 +251,32 @@ def suites_for(
             )
         )  # fmt: skip
     return suites
+
+
+def switching(suites: list[Suite]) -> list[Suite]:
+    """For each suite with a client, one of the cases that turn the server's switches."""
+    ignored = f"--ignore={HERE / 'clients' / SWITCHES}"
+    return [
+        Suite(
+            name=f"{suite.name}, switches",
+            command=[
+                str(HERE / "clients" / SWITCHES) if argument == str(HERE / "clients") else argument
+                for argument in suite.command
+                if argument != ignored
+            ],
+            directory=suite.directory / "switches",
+            environment=suite.environment,
+        )
+        for suite in suites
+        if ignored in suite.command
+    ]
+
+
+def run_alone(suites: list[Suite]) -> None:
+    """Run one after the other."""
+    for suite in suites:
+        suite.start()
+        suite.wait(SUITE_SECONDS)
 
 
 def run_suites(suites: list[Suite]) -> None:
@@ -295,6 +325,9 @@ def main(argv: list[str]) -> int:
             with running_server(workers, scratch) as url, authenticating_server(scratch) as known:
                 suites = suites_for(known, url, workers, clients, scratch, workers == max(counts), arguments)
                 run_suites(suites)
+                last = switching(suites)
+                suites += last
+                run_alone(last)
             outcome.append((workers, "the server itself", "started, stopped cleanly, no errors in its log", True))
         except ServerError as error:
             print(f"\n{error}", flush=True)

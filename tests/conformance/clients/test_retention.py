@@ -1,6 +1,6 @@
 """Conformance section 8, as far as it is about age: retention and eviction.
 
-Maintenance mode is not there yet; seek and deletion of a group are in test_groups.py.
+Maintenance is in test_switches.py; seek and deletion of a group are in test_groups.py.
 """
 
 from __future__ import annotations
