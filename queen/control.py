@@ -30,10 +30,14 @@ class Start(msgspec.Struct, frozen=True, tag="start"):
 
 
 class Serve(msgspec.Struct, frozen=True, tag="serve"):
-    """Supervisor → worker, once, with the descriptor of a listening socket: take this slot."""
+    """Supervisor → worker, once, with the descriptor of a listening socket: take this slot.
+
+    ``balanced``: three more descriptors come along, those of a Pool.
+    """
 
     slot: int
     generation: int
+    balanced: bool = False
 
 
 class Drain(msgspec.Struct, frozen=True, tag="drain"):
@@ -124,6 +128,11 @@ Message = (
 _decoder: msgspec.json.Decoder[Message] = msgspec.json.Decoder(Message)
 
 
+def encode(message: Message) -> bytes:
+    """The line that a message travels as."""
+    return msgspec.json.encode(message) + b"\n"
+
+
 class ControlChannel:
     """One end of the socket pair. Sending is safe from several tasks; receiving is one task's work."""
 
@@ -149,7 +158,7 @@ class ControlChannel:
         Raises:
             trio.BrokenResourceError: the other process is gone.
         """
-        rest = memoryview(msgspec.json.encode(message) + b"\n")
+        rest = memoryview(encode(message))
         ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", descriptors))] if descriptors else []
         async with self._sending:
             try:

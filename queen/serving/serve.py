@@ -31,6 +31,7 @@ from hypercorn.typing import (
     Scope,
 )
 
+from queen.balance import Balance
 from queen.observability.doing import ConnectionRecord
 from queen.service import Service
 from queen.serving.connection import Connection
@@ -64,7 +65,13 @@ class Load:
     """What a server has to do now."""
 
     connections: int = 0
+    balance: Balance | None = None  # with other workers of this server; set before there is a listener
     doing: Callable[[], list[ConnectionRecord]] = list  # of those that are served the short way
+
+    def change(self, connections: int) -> None:
+        self.connections += connections
+        if self.balance is not None:
+            self.balance.note(self.connections)
 
 
 async def serve(
@@ -114,7 +121,7 @@ async def serve(
                 await serve_by_hypercorn(ReplayedStream(connected, foreign))
 
     async def serve_connection(accepted: trio.SocketStream) -> None:
-        load.connections += 1
+        load.change(+1)
         try:
             if certificate is not None:
                 context_now = certificate.context
@@ -124,7 +131,12 @@ async def serve(
             else:
                 await serve_by_hypercorn(accepted)
         finally:
-            load.connections -= 1
+            load.change(-1)
+
+    async def serve_or_hand_on(accepted: trio.SocketStream) -> None:
+        if load.balance is not None and load.balance.is_heavy and load.balance.hand_on(accepted.socket.fileno()):
+            return
+        await serve_connection(accepted)
 
     async def end_idle(seconds: float) -> None:
         await trio.sleep(seconds)
@@ -140,7 +152,7 @@ async def serve(
             async with trio.open_nursery() as connections:
                 if listener is not None:
                     with listener:
-                        how = await accept(listener, serve_connection, connections, wait_drain)
+                        how = await accept(listener, serve_or_hand_on, connections, wait_drain, load.balance)
                 else:
                     how = await wait_drain()
                 connections.cancel_scope.deadline = trio.current_time() + how.grace_seconds
@@ -162,13 +174,23 @@ async def accept(
     serve_connection: Callable[[trio.SocketStream], Awaitable[None]],
     connections: trio.Nursery,
     wait_drain: Callable[[], Awaitable[HowToDrain]],
+    balance: Balance | None,
 ) -> HowToDrain:
-    """Accept connections until it is time to drain; returns how that is to be done.
+    """Accept connections, and take those that others hand on, until it is time to drain; returns how that is to be
+    done.
 
     Unless somebody else goes on, what the kernel has accepted by then is taken too: to close the socket on it would be
     a reset for clients that have done nothing wrong.
     """
     listener.setblocking(False)
+
+    async def serve_last(stream: trio.SocketStream) -> None:
+        async with stream:
+            await serve_connection(stream)
+
+    def serve_taken(connected: socket.socket) -> None:
+        connections.start_soon(serve_last, trio.SocketStream(trio.socket.from_stdlib_socket(connected)))
+
     async with trio.open_nursery() as accepting:
         accepting.start_soon(
             partial(
@@ -178,13 +200,15 @@ async def accept(
                 handler_nursery=connections,
             )
         )
+        if balance is not None:
+            accepting.start_soon(balance.run, serve_taken)
         how = await wait_drain()
         accepting.cancel_scope.cancel()
 
-    async def serve_last(stream: trio.SocketStream) -> None:
-        async with stream:
-            await serve_connection(stream)
-
+    if balance is not None:
+        balance.leave(replaced=how.keep_backlog)
+        while not how.keep_backlog and (taken := balance.take_nowait()) is not None:
+            serve_taken(taken)
     while not how.keep_backlog:
         try:
             connected, _ = listener.accept()

@@ -10,6 +10,7 @@ from typing import Final
 import structlog
 import trio
 
+from queen.balance import ABSENT
 from queen.control import Heartbeat
 from queen.model.snapshot import SlotSnapshot
 from queen.supervision.children import NEVER_SERVED
@@ -201,6 +202,8 @@ class Slot:
     def _after_death(self, worker: WorkerProcess, wait_seconds: float) -> None:
         if wait_seconds:
             self.close_listener()
+        if self._around.pool is not None:
+            self._around.pool.board.write(self.index, ABSENT)
         self.last_exit = worker.how
         served_seconds = worker.served_seconds()
         log.error(

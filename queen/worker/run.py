@@ -27,6 +27,7 @@ from hypercorn.config import Config
 from hypercorn.typing import ASGIFramework, ASGIReceiveCallable, ASGISendCallable, ASGISendEvent, Scope
 from hypercorn.utils import LifespanFailureError
 
+from queen.balance import Balance
 from queen.config.settings import Settings
 from queen.config.sources import decode_settings
 from queen.control import (
@@ -293,6 +294,8 @@ class Worker:
         if self._service is not None:
             self._service.rename(worker_name(self._settings, told.slot))
         self._listener = listener
+        if told.balanced:
+            self._load.balance = Balance(told.slot, *(self._channel.take_descriptor() for _ in range(3)))
         self._has_slot.set()
 
     async def _watch_signals(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
