@@ -314,8 +314,9 @@ class Supervisor:
         """
         if any(slot.ever_ready for slot in self.slots):
             return
-        enough = BOOT_CRASHES if len(self.slots) == 1 else BOOT_CRASHES - 1
-        if all(slot.boot_failure and (slot.hopeless or slot.boot_crashes >= enough) for slot in self.slots):
+        if all(slot.boot_failure for slot in self.slots) and (
+            all(slot.hopeless for slot in self.slots) or sum(slot.boot_crashes for slot in self.slots) >= BOOT_CRASHES
+        ):
             raise StartupError(self.slots[0].boot_failure)
 
     def _policy(self) -> RestartPolicy:

@@ -13,7 +13,7 @@ NEVER_SERVED: Final = 3
 """Exit code of a process that could not start and has said why: starting it again changes nothing."""
 
 BOOT_CRASHES: Final = 3
-"""Deaths in a row of a child that was never ready, after which it is not to be expected that the next one will be."""
+"""Deaths of children that were never ready, after which it is not to be expected that the next one will be."""
 
 LAST_WORDS_SECONDS: Final = 1.0  # for reading what a dead child left in its pipe
 MAX_OUTPUT_LINE_BYTES: Final = 64 * 1024

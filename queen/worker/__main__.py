@@ -15,6 +15,7 @@ import socket
 import sys
 import threading
 import time
+import traceback
 from typing import Final
 
 ORPHANED: Final = 1
@@ -33,14 +34,22 @@ def main() -> int:
 
     import trio
 
+    from queen.control import Failed, encode
     from queen.worker.order import serve_in_order_of_arrival
-    from queen.worker.run import run_worker
+    from queen.worker.run import NEVER_SERVED, run_worker
 
     serve_in_order_of_arrival()
     # The app is imported here, while the supervisor still makes the database ready.
+    control = socket.socket(fileno=arguments.control_fd)
     module, _, name = arguments.app.partition(":")
-    factory = getattr(importlib.import_module(module), name)
-    return trio.run(run_worker, socket.socket(fileno=arguments.control_fd), factory)
+    try:
+        factory = getattr(importlib.import_module(module), name)
+    except Exception as error:  # noqa: BLE001  whatever it is, another try would meet it again
+        traceback.print_exc()
+        said = "".join(traceback.format_exception_only(error)).strip().splitlines()[-1]
+        control.sendall(encode(Failed(error=f"the application {arguments.app} cannot be imported: {said}")))
+        return NEVER_SERVED
+    return trio.run(run_worker, control, factory)
 
 
 def guard_against_orphanhood(control_fd: int) -> None:

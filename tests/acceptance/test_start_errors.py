@@ -131,7 +131,10 @@ def test_a_worker_whose_code_cannot_be_imported_shows_the_traceback(start_server
 
     assert server.wait_exit() == NEVER_SERVED
     assert "RuntimeError: this module cannot be imported" in server.log
-    assert "queen-trio: workers die before they are ready" in server.log.splitlines()[-1]
+    assert server.log.splitlines()[-1] == (
+        "queen-trio: the application tiny_app:create_app cannot be imported: "
+        "RuntimeError: this module cannot be imported"
+    )
 
 
 @pytest.mark.parametrize(
