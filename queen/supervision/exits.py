@@ -40,6 +40,8 @@ def explain_exit(returncode: int | None, *, rss_bytes: int = 0, killed_by_us: bo
     if -returncode == signal.SIGKILL and not killed_by_us:
         held = f"; it held {rss_bytes / 2**20:.0f} MiB when last seen" if rss_bytes else ""
         return f"was killed by SIGKILL ({'' if oom_kills else 'perhaps '}out of memory{held})"
+    if -returncode == signal.SIGKILL:
+        return "hung up and did not end: killed by its supervisor"
     meaning = MEANINGS.get(signal.Signals(-returncode)) if name.startswith("SIG") else None
     return f"was killed by {name}{f' ({meaning})' if meaning else ''}"
 

@@ -104,8 +104,8 @@ class PassedPort(Port):
     """A listening socket that was passed to us. All slots listen on it, each by a descriptor of its own.
 
     The kernel does not spread connections among descriptors of one socket: whichever worker is first to accept has it,
-    and balance.py evens that out. In return none waits for a worker in particular, and none is lost while whoever passed
-    the socket holds it.
+    and balance.py evens that out. In return none waits for a worker in particular, and none is lost while whoever
+    passed the socket holds it.
     """
 
     def __init__(self, passed: socket.socket) -> None:

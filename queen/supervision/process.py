@@ -157,7 +157,8 @@ class WorkerProcess(Life):
             self._channel = None
             with trio.move_on_after(KILL_MARGIN_SECONDS):
                 await process.wait()
-            if process.returncode is None:
+            late = process.returncode is None
+            if late:
                 process.kill()
                 await process.wait()
             self.returncode = process.returncode
@@ -165,7 +166,10 @@ class WorkerProcess(Life):
         if self.returncode == NEVER_SERVED and self.failure:
             return self.failure
         return explain_exit(
-            self.returncode, rss_bytes=self.heartbeat.rss_bytes, oom_kills=count_oom_kills() - oom_kills
+            self.returncode,
+            rss_bytes=self.heartbeat.rss_bytes,
+            killed_by_us=late,
+            oom_kills=count_oom_kills() - oom_kills,
         )
 
     async def _start(self, child: trio.Nursery) -> tuple[ControlChannel, ChildProcess]:

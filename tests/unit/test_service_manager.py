@@ -172,7 +172,10 @@ def test_a_pidfile_that_cannot_be_written_is_said(tmp_path: Path) -> None:
         ("was killed by SIGSEGV (a fault in compiled code)", {"returncode": -11}),
         ("was killed by SIGTERM", {"returncode": -15}),
         ("was killed by signal 40", {"returncode": -40}),
-        ("was killed by SIGKILL", {"returncode": -9, "killed_by_us": True, "rss_bytes": 1 << 30}),
+        (
+            "hung up and did not end: killed by its supervisor",
+            {"returncode": -9, "killed_by_us": True, "rss_bytes": 1 << 30},
+        ),
         ("was killed by SIGKILL (perhaps out of memory)", {"returncode": -9}),
         (
             "was killed by SIGKILL (perhaps out of memory; it held 256 MiB when last seen)",
