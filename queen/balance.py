@@ -72,7 +72,13 @@ class Board:
 class Pool:
     """The board and the queue of a server, as its supervisor holds them for its workers."""
 
-    def __init__(self) -> None:
+    def __init__(self, left: tuple[int, int, int] | None = None) -> None:
+        """Make them, or go on with those behind these descriptors, which are ours from now on."""
+        if left is not None:
+            self._memory, takes, gives = left
+            self.board = Board(self._memory)
+            self._takes, self._gives = socket.socket(fileno=takes), socket.socket(fileno=gives)
+            return
         self._memory = os.memfd_create("queen connections", os.MFD_CLOEXEC)
         os.ftruncate(self._memory, (1 + MAX_SLOTS) * _CELL_BYTES)
         self.board = Board(self._memory)

@@ -161,7 +161,7 @@ class Supervisor:
         Raises:
             ExceptionGroup: of StartupError, if it never served.
         """
-        with contextlib.closing(Pool()) as self.pool:
+        with contextlib.closing(Pool(self._left.pool if self._left is not None else None)) as self.pool:
             return await self._run()
 
     async def _run(self) -> int:
@@ -451,10 +451,12 @@ class Supervisor:
 
     def _leave(self) -> Handover:
         """What the program that is executed next has to know."""
+        assert self.pool is not None
         return Handover(
             form=handover.FORM,
             port=self._port.fileno(),
             passed=isinstance(self._port, PassedPort),
+            pool=self.pool.descriptors,
             slots=tuple(slot.leave() for slot in self.slots),
             server=self.database.leave() if isinstance(self.database, Embedded) else None,
             generation=self._generation,

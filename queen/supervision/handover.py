@@ -67,6 +67,7 @@ class Handover(msgspec.Struct, frozen=True):
     form: int
     port: int  # the descriptor that holds it
     passed: bool  # it was passed by the service manager, and listens itself
+    pool: tuple[int, int, int]  # of connections: the descriptors of its board and queue
     slots: tuple[LeftSlot, ...]
     server: LeftServer | None
     generation: int
@@ -74,7 +75,7 @@ class Handover(msgspec.Struct, frozen=True):
 
     def descriptors(self) -> list[int]:
         """All that are left open."""
-        found = [self.port]
+        found = [self.port, *self.pool]
         for slot in self.slots:
             found += [slot.listener] if slot.listener is not None else []
             found += [slot.worker.control, slot.worker.output] if slot.worker is not None else []
