@@ -493,13 +493,15 @@ class Broker:
         """Push values, one message each, with the transaction ids given; ids without data are their own data."""
         values = data or tuple(ids or ())
         texts = ids or [None] * len(values)
-        return await self.engine.push(
+        results = await self.engine.push(
             [
                 Message(queue=queue, partition=partition, payload=msgspec.json.encode(value), transaction_id=text)
                 for value, text in zip(values, texts, strict=True)
             ],
             sub,
         )
+        assert isinstance(results, list), "it went to the spool"
+        return results
 
     async def pop(
         self,

@@ -25,7 +25,7 @@ from outcome import Error, Outcome, Value
 
 from queen.errors import Draining, OutcomeUnknown, Overloaded, StorageUnavailable
 from queen.observability.doing import DatabaseJob
-from queen.storage.connect import Connection, hang_up
+from queen.storage.connect import Connection, hang_up, has_news
 from queen.storage.translate import CONNECTION_LOST, RETRYABLE, translate, was_undone
 
 T = TypeVar("T")
@@ -236,12 +236,16 @@ class _Runner:
     def connection(self) -> Connection | None:
         return self._connection
 
+    def _is_spent(self, connection: Connection) -> bool:
+        """Whether an open connection is not to be used again."""
+        return not connection.is_closed() and (self._generation != self._bridge.generation or has_news(connection))
+
     async def _do(self, job: _Job[T]) -> Outcome[T]:
         """asyncio flavor: never raises but on cancel."""
         for attempt in range(_CONFLICT_TRIES):
             sent = False
             try:
-                if self._connection is not None and self._generation != self._bridge.generation:
+                if self._connection is not None and self._is_spent(self._connection):
                     await hang_up(self._connection)
                 if self._connection is None or self._connection.is_closed():
                     self._generation = self._bridge.generation

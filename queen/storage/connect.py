@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import select
 import socket
 from typing import Final
 
@@ -67,6 +68,14 @@ async def open_connection(settings: Settings, *, application: str = "queen-trio"
         await hang_up(connection)
         raise
     return connection
+
+
+def has_news(connection: Connection) -> bool:
+    """Whether something lies unread on a connection that is idle. Nobody is asked to speak there, so it is its end."""
+    raw = connection._transport.get_extra_info("socket")
+    poll = select.poll()
+    poll.register(raw.fileno(), select.POLLIN)
+    return bool(poll.poll(0))
 
 
 async def hang_up(connection: Connection) -> None:

@@ -45,6 +45,9 @@ from queen.storage.translate import CONNECTION_LOST
 log = structlog.get_logger("queen.storage")
 
 _HEALTH_SECONDS: Final = 1.5
+_NOT_NOW: Final = (asyncpg.TooManyConnectionsError, asyncpg.ObjectNotInPrerequisiteStateError)
+"""PostgreSQL is there and takes no connection: it may later."""
+
 _STARTUP_SECONDS: Final = 5.0
 _STARTUP_PAUSE_SECONDS: Final = 0.1
 _BACKENDS: Final = """
@@ -195,8 +198,8 @@ async def open_store(settings: Settings, *, known_buckets: int | None = None) ->
     away = False
     try:
         buckets = prepared.unwrap()
-    except CONNECTION_LOST as error:
-        if known_buckets is not None and not isinstance(error, asyncpg.InterfaceError):
+    except (*CONNECTION_LOST, *_NOT_NOW) as error:
+        if known_buckets is not None and not isinstance(error, asyncpg.InterfaceError):  # that is a bad URL
             away, buckets = True, known_buckets
             log.error("PostgreSQL cannot be reached: starting without it", error=str(error) or type(error).__name__)
         else:

@@ -30,10 +30,15 @@ def was_undone(error: BaseException) -> bool:
     """Whether PostgreSQL ended the connection and says so in place of an answer: then it has not committed.
 
     It holds such an end back while it commits, and sends the answer before it looks again (CommitTransaction and
-    PostgresMain in its source). Waiting for a synchronous standby it says it as a warning, which this is not.
+    PostgresMain in its source). Waiting for a synchronous standby it says it as a warning, which this is not. What is
+    done in one go on a connection is one transaction, so that its other statements are undone too.
     """
-    told = error.__cause__ if isinstance(error, asyncpg.ConnectionDoesNotExistError) else error
-    return isinstance(told, asyncpg.AdminShutdownError) and told.severity_en == "FATAL"
+    if isinstance(error, asyncpg.InternalClientError):  # asyncpg knows of the end already, and has sent nothing
+        return True
+    told: BaseException | None = error
+    while told is not None and not isinstance(told, asyncpg.AdminShutdownError):
+        told = told.__cause__ or told.__context__
+    return told is not None and told.severity_en == "FATAL"
 
 
 def translate(error: BaseException, *, sent: bool) -> BaseException:

@@ -6,14 +6,13 @@ import asyncpg
 import pytest
 
 from queen.errors import OutcomeUnknown, Overloaded, QueenError, StorageUnavailable
-from queen.storage.translate import CONNECTION_LOST, RETRYABLE, translate
+from queen.storage.translate import CONNECTION_LOST, RETRYABLE, translate, was_undone
 
 BROKEN = [
     asyncpg.ConnectionDoesNotExistError("gone"),
     asyncpg.ConnectionFailureError("gone"),
     asyncpg.InterfaceError("connection is closed"),
-    asyncpg.InternalClientError("cannot switch to state 12; another operation (2) is in progress"),
-    asyncpg.AdminShutdownError("terminating connection"),
+    asyncpg.AdminShutdownError("terminating connection"),  # with no severity: not PostgreSQL's own word
     asyncpg.CrashShutdownError("terminating connection"),
     asyncpg.IdleInTransactionSessionTimeoutError("too long"),
     ConnectionResetError(104, "reset"),
@@ -32,6 +31,31 @@ def test_a_broken_connection_leaves_the_outcome_open_only_where_something_was_se
     assert isinstance(error, CONNECTION_LOST)
     assert isinstance(translate(error, sent=True), OutcomeUnknown)
     assert isinstance(translate(error, sent=False), StorageUnavailable)
+
+
+def ended(severity: str) -> asyncpg.AdminShutdownError:
+    error = asyncpg.AdminShutdownError("terminating connection due to administrator command")
+    error.severity_en = severity
+    return error
+
+
+def after(error: Exception, first: Exception) -> Exception:
+    """``error``, raised because of ``first`` or while that was handled."""
+    error.__cause__ = first
+    return error
+
+
+def test_an_end_that_postgresql_says_in_place_of_an_answer_has_undone_the_work() -> None:
+    gone = asyncpg.ConnectionDoesNotExistError("connection was closed in the middle of operation")
+    not_sent = asyncpg.InternalClientError("cannot switch to state 12; another operation (2) is in progress")
+    leaving = asyncpg.InterfaceError("cannot call Transaction.__aexit__(): the underlying connection is closed")
+    for error in (ended("FATAL"), after(gone, ended("FATAL")), after(leaving, gone), not_sent):
+        assert isinstance(error, CONNECTION_LOST)
+        assert was_undone(error)
+        assert isinstance(translate(error, sent=True), StorageUnavailable)
+
+    warned = asyncpg.ConnectionDoesNotExistError("connection was closed in the middle of operation")
+    assert not was_undone(after(warned, ended("WARNING")))
 
 
 @pytest.mark.parametrize(
