@@ -64,7 +64,7 @@ async def push(
     ids: Sequence[str] | None = None,
     sub: str | None = None,
 ) -> list[PushResult] | Buffered:
-    texts = ids or [None] * len(values)
+    texts: Sequence[str | None] = ids or [None] * len(values)
     messages = [
         broker.message(queue=queue, partition=partition, payload=msgspec.json.encode(value), transaction_id=text)
         for value, text in zip(values, texts, strict=True)

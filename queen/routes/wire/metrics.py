@@ -31,8 +31,8 @@ class ServerMetrics(msgspec.Struct, frozen=True, kw_only=True):
     cluster: Mapping[str, int]
     recent: Mapping[str, float]  # the same a second
     healthy: bool
-    spool: SpoolFigures  # of this server
-    maintenance: bool
+    spool: SpoolFigures = SpoolFigures()  # of this server
+    maintenance: bool = False
 
 
 def gauge_sum(processes: Iterable[Process], name: str) -> float:
