@@ -285,6 +285,55 @@ def test_the_service_manager_is_told_what_happens(start_server: StartServer, scr
     assert not [path for path in environments if b"NOTIFY_SOCKET" in path.read_bytes()]
 
 
+def test_an_upgrade_keeps_the_pidfile_answers_on_the_control_socket_and_tells_the_service_manager(
+    start_server: StartServer, operator: Operator, scratch: Path
+) -> None:
+    pid = scratch / "pid"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ears:
+        ears.bind(str(scratch / "notify"))
+        ears.settimeout(30)
+        server = start_server(
+            *(*TINY, *NO_DATABASE, "--control-socket", str(operator.path), "--pidfile", str(pid)),
+            environment={"NOTIFY_SOCKET": str(scratch / "notify")},
+            workers=1,
+        ).wait_ready()
+        before = operator.status()
+
+        server.process.send_signal(signal.SIGUSR2)
+
+        heard = b""
+        while b"READY=1" not in heard.partition(b"RELOADING=1")[2]:
+            heard += ears.recv(4096)
+    after = operator.status()
+    assert after["pid"] == before["pid"] == server.process.pid
+    assert pid.read_text() == f"{server.process.pid}\n"
+    assert after["uptime_seconds"] > before["uptime_seconds"]
+    assert after["slots"][0]["generation"] > before["slots"][0]["generation"]
+    assert server.stop() == 0
+    assert not pid.exists()
+    assert not operator.path.exists()
+
+
+def test_connections_that_stay_are_spread_evenly(start_server: StartServer, operator: Operator) -> None:
+    server = start_server(
+        *TINY, *NO_DATABASE, "--control-socket", str(operator.path), workers=5, environment={"QUEEN_SPARE": "false"}
+    ).wait_ready()
+
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(connect(server)) for _ in range(100)]
+        for client in clients:
+            client.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        for client in clients:
+            assert client.recv(12) == b"HTTP/1.1 200"
+
+        def spread() -> list[int]:
+            counts = [slot["connections"] for slot in operator.status()["slots"]]
+            return counts if sum(counts) == 100 else []
+
+        counts = eventually(10, spread)
+    assert max(counts) <= 1.5 * min(counts)
+
+
 ACTIVATE = """
 import os, sys
 os.dup2(int(sys.argv[1]), 3)
