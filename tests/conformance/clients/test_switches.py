@@ -82,3 +82,67 @@ async def test_a_switch_wants_to_be_told_what_to_do(broker: Broker) -> None:
     answer = await broker.http.post("/api/v1/system/maintenance/pop", json={"enabled": "yes"})
 
     assert (answer.status_code, answer.json()["error"]) == (400, "enabled (boolean) is required")
+
+
+async def test_maintenance_mode_loses_and_doubles_nothing(broker: Broker) -> None:
+    """test_maintenance_mode: a producer and a consumer, maintenance on for a while; received is produced."""
+    name = await broker.create()
+    produced: list[int] = []
+    statuses: set[str] = set()
+    received: list[object] = []
+    stop = asyncio.Event()
+
+    async def produce() -> None:
+        while not stop.is_set():
+            (result,) = await broker.client.queue(name).push([{"data": len(produced)}])
+            produced.append(len(produced))
+            statuses.add(result["status"])
+            await asyncio.sleep(0.1)
+
+    async def consume() -> None:
+        deadline = time.monotonic() + 60
+        while not stop.is_set() or (len(received) < len(produced) and time.monotonic() < deadline):
+            messages = await broker.wait_pop(name, 10, seconds=1)
+            if messages:
+                await broker.ack(messages)
+            received.extend(data(messages))
+
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(produce())
+        tasks.create_task(consume())
+        await asyncio.sleep(1)
+        async with switched_on(broker):
+            await asyncio.sleep(5)
+            answer = (await broker.http.get("/api/v1/system/maintenance")).json()
+        await asyncio.sleep(3)
+        stop.set()
+
+    assert answer["maintenanceMode"] is True
+    assert answer["bufferedMessages"] > 0
+    assert statuses == {"queued", "buffered"}
+    assert received == produced
+    assert await broker.pop(name, 10) == []
+
+
+async def test_maintenance_keeps_what_a_producer_said_and_dedups_when_it_is_over(broker: Broker) -> None:
+    name = await broker.create()
+    item = {"queue": name, "partition": "p", "payload": {"n": 1}, "transactionId": "once"}
+
+    async with switched_on(broker):
+        await asyncio.sleep(1)  # what the contract gives it to reach every worker
+        minted = (await broker.http.post("/api/v1/push", json={"items": [{"queue": name, "payload": 0}]})).json()
+        first = await broker.http.post("/api/v1/push", json={"items": [item]})
+        again = await broker.http.post("/api/v1/push", json={"items": [item]})
+        assert await broker.pop(name, 10) == []
+
+    assert (first.status_code, again.status_code) == (201, 201)
+    assert minted[0]["status"] == "buffered"
+    assert minted[0]["transactionId"]
+    for answer in (first, again):
+        (result,) = answer.json()
+        assert (result["status"], result["queue"], result["partition"]) == ("buffered", name, "p")
+        assert result["transactionId"] == "once"
+    (message,) = await broker.wait_pop(name, 10, partition="p")
+    assert (message["data"], message["transactionId"]) == ({"n": 1}, "once")
+    (stored,) = (await broker.http.post("/api/v1/push", json={"items": [item]})).json()
+    assert stored["status"] == "duplicate"
