@@ -19,8 +19,8 @@ def add_parser(commands: Commands) -> None:
     parser = commands.add_parser(
         "status",
         help="say how the running server is",
-        description="Say how the running server is. Exit code 0: it has the workers it should have; 1: it has not "
-        "(starting, degraded or stopping); 3: no server answers.",
+        description="Say how the running server is. Exit code 0: it serves; 1: it is starting, degraded or stopping; "
+        "3: no server answers.",
     )
     parser.set_defaults(command=status)
     parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")

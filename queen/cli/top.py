@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 BARS: Final = "▁▂▃▄▅▆▇█"
+WIDE: Final = 112  # columns that all figures need
+FOR_WIDE: Final = frozenset({"gen", "lag p50", "p99", "flight"})
 HISTORY: Final = 60  # points of a curve
 COLOURS: Final = {
     "serving": "green",
@@ -104,7 +106,7 @@ def _watch(arguments: argparse.Namespace) -> None:
     with Live(screen=True, auto_refresh=False) as screen:
         for seen in looks(arguments):
             curves.add(seen)
-            screen.update(picture(seen, curves), refresh=True)
+            screen.update(picture(seen, curves, screen.console.width), refresh=True)
 
 
 class Curves:
@@ -130,8 +132,8 @@ def curve(values: deque[float]) -> str:
     return "".join(BARS[min(len(BARS) - 1, int(value / greatest * len(BARS)))] for value in values)
 
 
-def picture(seen: Snapshot | str, curves: Curves) -> RenderableType:
-    """The screen."""
+def picture(seen: Snapshot | str, curves: Curves, width: int = WIDE) -> RenderableType:
+    """The screen, of that many columns."""
     from rich import box
     from rich.console import Group
     from rich.table import Table
@@ -139,18 +141,15 @@ def picture(seen: Snapshot | str, curves: Curves) -> RenderableType:
 
     if isinstance(seen, str):
         return Text(seen, style="bold red")
-    workers = Table(box=box.SIMPLE_HEAD, expand=True, pad_edge=False)
-    for name in COLUMNS:
-        workers.add_column(
-            name,
-            justify="right" if name in RIGHT else "left",
-            no_wrap=name != "last exit",
-            ratio=1 if name == "last exit" else None,
-        )
+    columns = [name for name in COLUMNS if name != "last exit" and not (width < WIDE and name in FOR_WIDE)]
+    workers = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    for name in columns:
+        workers.add_column(name, justify="right" if name in RIGHT else "left", no_wrap=True)
     for slot in seen.slots:
-        cells = [Text(cell) for cell in row(slot)]
-        cells[COLUMNS.index("state")].stylize(COLOURS.get(slot.state, ""))
-        workers.add_row(*cells)
+        cells = dict(zip(COLUMNS, row(slot), strict=True))
+        colour = COLOURS.get(slot.state, "")
+        workers.add_row(*(Text(cells[name], style=colour if name == "state" else "") for name in columns))
+    exits = [Text(f"slot {slot.slot} before: {slot.last_exit}", style="dim") for slot in seen.slots if slot.last_exit]
     lines = Table.grid(padding=(0, 2))
     for name, values, unit in (
         ("requests", curves.requests, "/s"),
@@ -158,4 +157,4 @@ def picture(seen: Snapshot | str, curves: Curves) -> RenderableType:
         ("loop lag", curves.lag_ms, "ms at most"),
     ):
         lines.add_row(name, Text(f"{values[-1]:,.1f} {unit}", style="bold"), Text(curve(values), style="cyan"))
-    return Group(Text(headline(seen), style=COLOURS.get(seen.state, "")), "", lines, workers)
+    return Group(Text(headline(seen), style=COLOURS.get(seen.state, "")), "", lines, workers, *exits)
