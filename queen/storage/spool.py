@@ -385,19 +385,18 @@ class Spool:
         with file.transaction():
             for entry, reason in set_aside:
                 _quarantine(file.sql, entry.number, reason)
-            self._delete(file.sql, [entry.number for entry in entries])
+            self._delete(file.sql, [(entry.number, entry.messages, entry.size) for entry in entries])
         self._settle(file)
 
     @staticmethod
-    def _delete(sql: sqlite3.Connection, numbers: Sequence[int]) -> None:
-        for number in numbers:
-            sql.execute(
-                "UPDATE meta SET pending_entries = pending_entries - 1,"
-                " pending_messages = pending_messages - e.messages, pending_bytes = pending_bytes - e.bytes"
-                " FROM entries e WHERE e.number = ?",
-                (number,),
-            )
-        sql.executemany("DELETE FROM entries WHERE number = ?", [(number,) for number in numbers])
+    def _delete(sql: sqlite3.Connection, entries: Sequence[tuple[int, int, int]]) -> None:
+        """``entries``: number, messages, bytes of each."""
+        sql.execute(
+            "UPDATE meta SET pending_entries = pending_entries - ?, pending_messages = pending_messages - ?,"
+            " pending_bytes = pending_bytes - ?",
+            (len(entries), sum(messages for _, messages, _ in entries), sum(size for *_, size in entries)),
+        )
+        sql.executemany("DELETE FROM entries WHERE number = ?", [(number,) for number, *_ in entries])
 
     def _settle(self, file: _File) -> None:
         """After a removal, under the lock: tell the figures, lower the flag when nothing waits, shrink the file."""
@@ -426,12 +425,13 @@ class Spool:
         file = self._writer
         with file.locked():
             with file.transaction():
-                rows = file.sql.execute("SELECT number, messages FROM entries WHERE queue = ?", (queue,)).fetchall()
-                for number, _ in rows:
+                select = "SELECT number, messages, bytes FROM entries WHERE queue = ?"
+                rows = file.sql.execute(select, (queue,)).fetchall()
+                for number, *_ in rows:
                     _quarantine(file.sql, number, reason)
-                self._delete(file.sql, [number for number, _ in rows])
+                self._delete(file.sql, rows)
             self._settle(file)
-        return sum(messages for _, messages in rows)
+        return sum(messages for _, messages, _ in rows)
 
     # -- what is known of the database ----------------------------------------------------------------------------
 
