@@ -83,6 +83,7 @@ DECLARE
     v_last integer := 0;
     v_found boolean;
     v_held boolean;                 -- this call holds the delay lock of the queue; NULL: not asked for
+    v_floor timestamptz;            -- what was created before it is not delivered
     v_passed bigint;
     v_expired integer := 0;         -- cursors that passed what is to become dead letters, not yet told
     i integer;
@@ -120,8 +121,11 @@ BEGIN
                 make_interval(secs => q.window_buffer_seconds) AS quiet,
                 q.delayed_processing_seconds > 0 AS delays, q.window_buffer_seconds > 0 AS waits_for_quiet,
                 CASE WHEN q.retry_delay_enforced THEN q.retry_delay_ms ELSE 0 END AS retry_delay_ms,
-                greatest(g.floor_at, queen.expiry_floor(q, v_now)) AS floor, g.floor_at,
-                q.dead_letter_queue AND queen.expiry_floor(q, v_now) IS NOT NULL AS keeps
+                least(  -- as queen.expiry_floor has it, without the call
+                    CASE WHEN q.ttl_enforced AND q.ttl_seconds > 0 THEN q.ttl_seconds END,
+                    CASE WHEN q.max_wait_time_seconds > 0 THEN q.max_wait_time_seconds END,
+                    CASE WHEN q.retention_enabled AND q.retention_seconds > 0 THEN q.retention_seconds END) AS age,
+                q.dead_letter_queue AS keeps, g.floor_at
             INTO v_queue
             FROM queen.queues q
             JOIN queen.consumer_groups g ON g.queue_id = q.queue_id AND g.name = p_groups[i]
@@ -138,6 +142,10 @@ BEGIN
             CONTINUE;
         END IF;
         v_lease_end := v_now + make_interval(secs => v_queue.lease_seconds);
+        v_floor := v_queue.floor_at;
+        IF v_queue.age IS NOT NULL THEN
+            v_floor := greatest(v_floor, v_now - make_interval(secs => v_queue.age));
+        END IF;
 
         v_scan := NULL; v_oldest := NULL; v_from := '-infinity'; v_limit := v_partitions_left; v_again := false;
         WHILE v_left > 0 AND v_partitions_left > 0 LOOP
@@ -191,17 +199,17 @@ BEGIN
             v_postponed := NULL;
 
             -- expired, evicted, or from before the group's start: pass them
-            IF v_first < v_end AND v_queue.floor IS NOT NULL THEN
+            IF v_first < v_end AND v_floor IS NOT NULL THEN
                 v_passed := v_first;
                 SELECT s.base_offset INTO v_base FROM queen.segments s
                 WHERE s.bucket = p_bucket AND s.partition_id = v_cursor.partition_id AND s.base_offset <= v_first
                 ORDER BY s.base_offset DESC LIMIT 1;
                 SELECT s.base_offset INTO v_next FROM queen.segments s
                 WHERE s.bucket = p_bucket AND s.partition_id = v_cursor.partition_id
-                    AND s.base_offset >= coalesce(v_base, v_first) AND s.created_at >= v_queue.floor
+                    AND s.base_offset >= coalesce(v_base, v_first) AND s.created_at >= v_floor
                 ORDER BY s.base_offset LIMIT 1;
                 v_first := greatest(v_first, coalesce(v_next, v_end));
-                IF v_queue.keeps AND v_passed < v_first THEN
+                IF v_queue.keeps AND v_queue.age IS NOT NULL AND v_passed < v_first THEN
                     IF v_queue.floor_at IS NOT NULL THEN  -- what is from before its start was never for the group
                         v_passed := queen.offset_after(p_bucket, v_cursor.partition_id, v_passed, v_first,
                             v_queue.floor_at - interval '1 microsecond');
