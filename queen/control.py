@@ -133,11 +133,6 @@ def encode(message: Message) -> bytes:
     return msgspec.json.encode(message) + b"\n"
 
 
-def encode(message: Message) -> bytes:
-    """The line that a message travels as."""
-    return msgspec.json.encode(message) + b"\n"
-
-
 class ControlChannel:
     """One end of the socket pair. Sending is safe from several tasks; receiving is one task's work."""
 
