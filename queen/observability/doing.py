@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import trio
 
 
 class ConnectionRecord(NamedTuple):
-    """A connection. ``waits``: for what of its client's, ``idle`` between requests; empty: the server is at work."""
+    """A connection. ``waits``: for what of its client's, ``idle`` between requests; empty: the server is at work.
+    ``client`` asks the kernel: of ten thousand connections only some are shown."""
 
-    client: str
+    client: Callable[[], str]
     task: trio.lowlevel.Task | None
     request: str  # method and path; empty: none
     request_seconds: float

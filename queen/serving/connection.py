@@ -99,7 +99,7 @@ class Connection:
         else:
             waits, since = "idle", min(self.idle_since, now)
         return ConnectionRecord(
-            client=_client_of(self._socket),
+            client=self._client,
             task=self._task,
             request="" if request is None else f"{request.method} {request.path[:MAX_SHOWN_PATH]}",
             request_seconds=0.0 if request is None else now - self._request_since,
@@ -325,6 +325,13 @@ class Connection:
                 log.info("client stopped reading", seconds=SEND_STALL_SECONDS, unsent_bytes=len(rest))
                 await self._end()
 
+    def _client(self) -> str:
+        try:
+            address = self._socket.getpeername()
+        except OSError:
+            return "a client that is gone"
+        return f"{address[0]}:{address[1]}" if isinstance(address, tuple) else "a client on this machine"
+
     @contextlib.contextmanager
     def _waiting(self, what: str) -> Iterator[None]:
         """Record what the client makes us wait for."""
@@ -338,11 +345,3 @@ class Connection:
         """The client is gone: whatever is being done for it is cancelled."""
         self._scope.cancel()
         await trio.sleep_forever()
-
-
-def _client_of(connected: socket.socket) -> str:
-    try:
-        address = connected.getpeername()
-    except OSError:  # gone
-        return "a client that is gone"
-    return f"{address[0]}:{address[1]}" if isinstance(address, tuple) else "a client on this machine"

@@ -19,6 +19,9 @@ from queen.service import Service
 MAX_SHOWN: Final = 200
 """Connections of a worker that are shown, those that are at it for longest first: a screen is not for more."""
 
+MAX_SQL: Final = 8
+"""Database work that is shown of one request or write, and backends that block it."""
+
 LOOK_SECONDS: Final = 1.5
 """How long PostgreSQL may take to say what its connections do; without its word the rest is still worth having."""
 
@@ -76,13 +79,16 @@ class Picture:
         elsewhere = requests_in_flight - sum(bool(connection.request) for connection in self._busy)
         if elsewhere > 0:
             yield Branch(kind="more", name=f"{elsewhere} request{'s' if elsewhere != 1 else ''} through hypercorn")
-        yield from self._background()
+        background = list(self._background())
+        yield from background[:MAX_SHOWN]
+        if len(background) > MAX_SHOWN:
+            yield Branch(kind="more", name=f"{len(background) - MAX_SHOWN} more that no connection waits for")
 
     def _connection(self, connection: ConnectionRecord) -> Branch:
         below = (self._request(connection),) if connection.request else ()
         waits = f"waits {connection.waits}" if connection.waits else "answers"
         return Branch(
-            kind="connection", name=connection.client, at=waits, seconds=rounded(connection.seconds), branches=below
+            kind="connection", name=connection.client(), at=waits, seconds=rounded(connection.seconds), branches=below
         )
 
     def _request(self, connection: ConnectionRecord) -> Branch:
@@ -95,7 +101,7 @@ class Picture:
             seconds, below = write.seconds, (self._write(write),)
         elif jobs := self._jobs_of.get(task):
             at, seconds = "waits for PostgreSQL", max(job.seconds for job in jobs)
-            below = tuple(self._sql(job) for job in jobs)
+            below = tuple(self._sql(job) for job in jobs[:MAX_SQL])
         else:
             at, seconds = checkpoint_of(task), connection.request_seconds
         return Branch(kind="request", name=connection.request, at=at, seconds=rounded(seconds), branches=below)
@@ -108,7 +114,7 @@ class Picture:
             name=f"{write.name}{together}",
             at="in flight" if write.writer is not None else "has not begun",
             seconds=rounded(write.seconds),
-            branches=tuple(self._sql(job) for job in jobs),
+            branches=tuple(self._sql(job) for job in jobs[:MAX_SQL]),
         )
 
     def _sql(self, job: DatabaseJob) -> Branch:
@@ -123,7 +129,7 @@ class Picture:
             pid=job.pid,
             at=f"{backend.state}, {backend.waits_for}" if backend.waits_for else backend.state,
             seconds=rounded(backend.seconds),
-            blocked_by=backend.blocked_by,
+            blocked_by=backend.blocked_by[:MAX_SQL],
         )
 
     def _background(self) -> Iterator[Branch]:

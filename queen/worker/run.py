@@ -31,6 +31,7 @@ from queen.balance import Balance
 from queen.config.settings import Settings
 from queen.config.sources import decode_settings
 from queen.control import (
+    MAX_LINE_BYTES,
     AskSnapshot,
     ControlChannel,
     Describe,
@@ -45,6 +46,7 @@ from queen.control import (
     Serve,
     Start,
     TellSnapshot,
+    encode,
 )
 from queen.errors import StartupError
 from queen.model.snapshot import Snapshot
@@ -270,7 +272,10 @@ class Worker:
     async def _describe(self, number: int) -> None:
         ours = self._service if isinstance(self._service, OurService) else None
         branches = () if ours is None else await describe(ours, self._load.doing())
-        await self._tell(Description(number, branches))
+        said = Description(number, branches)
+        while len(encode(said)) > MAX_LINE_BYTES:  # unusually long names: better half of it than nothing
+            said = Description(number, said.branches[: len(said.branches) // 2])
+        await self._tell(said)
 
     async def _hear_supervisor(self, answers: trio.Nursery) -> None:
         while (message := await self._channel.receive()) is not None:

@@ -10,6 +10,7 @@ import trio.testing
 
 from queen.cli.show import describe as in_a_line
 from queen.cli.show import draw
+from queen.control import MAX_LINE_BYTES, Description, encode
 from queen.engine.wakeups import Lot, Topic
 from queen.model.tree import Branch
 from queen.observability.doing import Backend, BatchWrite, ConnectionRecord, DatabaseJob
@@ -38,7 +39,7 @@ async def tasks(count: int) -> AsyncIterator[list[Task]]:
 def connection(
     task: Task | None, *, waits: str = "", seconds: float = 1.0, request: str = "POST /push"
 ) -> ConnectionRecord:
-    return ConnectionRecord("10.0.0.1:5", task, request, seconds, waits, seconds)
+    return ConnectionRecord(lambda: "10.0.0.1:5", task, request, seconds, waits, seconds)
 
 
 def backend(pid: int, *blocked_by: int) -> Backend:
@@ -156,6 +157,21 @@ async def test_of_very_many_connections_those_that_wait_longest_are_shown() -> N
 
     assert [branch.seconds for branch in shown] == [float(number) for number in range(MAX_SHOWN + 4, 4, -1)]
     assert more.name == "5 more connections that are not idle"
+
+
+async def test_what_a_worker_says_of_itself_fits_a_message_however_much_it_does() -> None:
+    async with tasks(300) as many:
+        records = [connection(task, request="POST /" + "x" * 200) for task in many]
+        write = BatchWrite("push", 0.3, many, many[0])
+        jobs = [DatabaseJob("Pushes.push", 0.3, many[0], 77) for _ in range(50)]
+        jobs += [DatabaseJob("Store.expire", 0.3, trio.lowlevel.current_task(), None) for _ in range(4096)]
+        statement = "SELECT " + "x" * 153
+        backends = {77: Backend(77, "active", "Lock transactionid", statement, 0.25, tuple(range(99990, 100000)))}
+
+        branches = tuple(Picture(records, [write], jobs, backends).branches(300))
+
+    assert branches[-1].name == "3896 more that no connection waits for"
+    assert len(encode(Description(1, branches))) < MAX_LINE_BYTES
 
 
 def test_a_tree_is_drawn_with_its_branches_indented() -> None:
