@@ -35,7 +35,8 @@ async def describe(service: Service, connections: Sequence[ConnectionRecord]) ->
     context = service.context
     if context is None:
         return (Branch(kind="more", name="its storage is not open"),)
-    writes, jobs = context.engine.doing(), context.engine.store.doing()
+    jobs = context.engine.store.doing()
+    picture = Picture(connections, context.engine.doing(), jobs)
     backends: dict[int, Backend] = {}
     pids = {job.pid for job in jobs if job.pid is not None}
     if pids:
@@ -44,32 +45,35 @@ async def describe(service: Service, connections: Sequence[ConnectionRecord]) ->
                 backends = {backend.pid: backend for backend in await context.engine.store.backends(pids)}
             except QueenError:  # it cannot be reached: jobs are shown without its word
                 backends = {}
-    return tuple(Picture(connections, writes, jobs, backends).branches(service.requests_in_flight))
+    return tuple(picture.branches(service.requests_in_flight, backends))
 
 
 class Picture:
-    """What was recorded at one moment, put together by who waits for whom."""
+    """What was recorded at one moment, put together by who waits for whom. Made without a checkpoint in between."""
 
     def __init__(
         self,
         connections: Sequence[ConnectionRecord],
         writes: Sequence[BatchWrite],
         jobs: Sequence[DatabaseJob],
-        backends: Mapping[int, Backend],
     ) -> None:
         self._busy = sorted(
             (each for each in connections if each.waits != IDLE), key=lambda each: each.seconds, reverse=True
         )
         self._idle = len(connections) - len(self._busy)
-        self._backends = backends
+        self._backends: Mapping[int, Backend] = {}
         self._writes, self._jobs = writes, jobs
         self._write_of = {task: write for write in writes for member in write.tasks for task in ancestry(member)}
         self._jobs_of: dict[Task, list[DatabaseJob]] = {}
         for job in jobs:
             for task in ancestry(job.task):
                 self._jobs_of.setdefault(task, []).append(job)
+        shown = (connection.task for connection in self._busy[:MAX_SHOWN])
+        self._checkpoints = {task: checkpoint_of(task) for task in shown if task is not None}
 
-    def branches(self, requests_in_flight: int) -> Iterator[Branch]:
+    def branches(self, requests_in_flight: int, backends: Mapping[int, Backend]) -> Iterator[Branch]:
+        """The branches of the worker; ``backends``: by pid, what PostgreSQL has said since."""
+        self._backends = backends
         for connection in self._busy[:MAX_SHOWN]:
             yield self._connection(connection)
         if len(self._busy) > MAX_SHOWN:
@@ -103,7 +107,7 @@ class Picture:
             at, seconds = "waits for PostgreSQL", max(job.seconds for job in jobs)
             below = tuple(self._sql(job) for job in jobs[:MAX_SQL])
         else:
-            at, seconds = checkpoint_of(task), connection.request_seconds
+            at, seconds = self._checkpoints[task], connection.request_seconds
         return Branch(kind="request", name=connection.request, at=at, seconds=rounded(seconds), branches=below)
 
     def _write(self, write: BatchWrite) -> Branch:

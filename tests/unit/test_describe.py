@@ -52,7 +52,7 @@ async def test_a_request_shows_the_write_that_it_is_part_of_and_the_sql_of_that_
         write = BatchWrite("push", 0.3, [one, two], writer)
         job = DatabaseJob("Pushes.push", 0.3, writer, 77)
 
-        branches = list(Picture(records, [write], [job], {77: backend(77, 99)}).branches(2))
+        branches = list(Picture(records, [write], [job]).branches(2, {77: backend(77, 99)}))
 
     assert [branch.kind for branch in branches] == ["connection", "connection"]
     request = branches[0].branches[0]
@@ -70,7 +70,7 @@ async def test_a_request_that_waits_for_the_write_before_its_own_says_so() -> No
     async with tasks(1) as (one,):
         write = BatchWrite("ack", 0.2, [one], None)
 
-        (branch,) = Picture([connection(one)], [write], [], {}).branches(1)
+        (branch,) = Picture([connection(one)], [write], []).branches(1, {})
 
     assert branch.branches[0].at == "waits for the write before its own"
     assert branch.branches[0].branches[0].at == "has not begun"
@@ -80,7 +80,7 @@ async def test_a_request_with_database_work_of_its_own_shows_that_also_while_it_
     async with tasks(1) as (one,):
         jobs = [DatabaseJob("Groups.seek", 0.4, one, None), DatabaseJob("Groups.seek", 0.5, one, 8)]
 
-        (branch,) = Picture([connection(one)], [], jobs, {}).branches(1)
+        (branch,) = Picture([connection(one)], [], jobs).branches(1, {})
 
     assert [sql.at for sql in branch.branches[0].branches] == ["waits for a connection", "on a connection"]
     assert branch.branches[0].seconds == 0.5
@@ -102,7 +102,7 @@ async def test_what_a_task_below_the_request_waits_for_is_the_requests() -> None
         nursery.start_soon(request)
         await trio.testing.wait_all_tasks_blocked()
         above, below = found
-        (branch,) = Picture([connection(above)], [], [DatabaseJob("Acks.ack", 0.1, below, 5)], {}).branches(1)
+        (branch,) = Picture([connection(above)], [], [DatabaseJob("Acks.ack", 0.1, below, 5)]).branches(1, {})
         nursery.cancel_scope.cancel()
 
     assert branch.branches[0].branches[0].pid == 5
@@ -119,7 +119,7 @@ async def test_a_parked_pop_is_shown_by_where_it_stands() -> None:
 
         nursery.start_soon(pop)
         await trio.testing.wait_all_tasks_blocked()
-        (branch,) = Picture([connection(found[0], request="GET /pop")], [], [], {}).branches(1)
+        (branch,) = Picture([connection(found[0], request="GET /pop")], [], []).branches(1, {})
         nursery.cancel_scope.cancel()
 
     assert branch.branches[0].at == "waits in engine.wakeups Lot.park"
@@ -132,7 +132,7 @@ async def test_a_client_that_is_waited_for_is_named_and_idle_connections_are_cou
             *[connection(None, waits="idle", request="") for _ in range(4)],
         ]
 
-        busy, idle, elsewhere = Picture(records, [], [], {}).branches(3)
+        busy, idle, elsewhere = Picture(records, [], []).branches(3, {})
 
     assert (busy.at, busy.branches[0].at) == ("waits for its client to read", "waits for its client to read")
     assert idle.name == "4 idle connections"
@@ -144,7 +144,7 @@ async def test_what_no_connection_waits_for_is_shown_once_beside_them() -> None:
         write = BatchWrite("push", 0.1, [gone], writer)
         jobs = [DatabaseJob("Pushes.push", 0.1, writer, 5), DatabaseJob("Store.expire", 2.0, housekeeper, 6)]
 
-        left, swept = Picture([], [write], jobs, {}).branches(0)
+        left, swept = Picture([], [write], jobs).branches(0, {})
 
     assert (left.kind, left.branches[0].pid) == ("write", 5)
     assert (swept.kind, swept.name, swept.pid) == ("sql", "Store.expire", 6)
@@ -153,7 +153,7 @@ async def test_what_no_connection_waits_for_is_shown_once_beside_them() -> None:
 async def test_of_very_many_connections_those_that_wait_longest_are_shown() -> None:
     records = [connection(None, waits="for more of the body", seconds=float(number)) for number in range(MAX_SHOWN + 5)]
 
-    *shown, more = Picture(records, [], [], {}).branches(MAX_SHOWN + 5)
+    *shown, more = Picture(records, [], []).branches(MAX_SHOWN + 5, {})
 
     assert [branch.seconds for branch in shown] == [float(number) for number in range(MAX_SHOWN + 4, 4, -1)]
     assert more.name == "5 more connections that are not idle"
@@ -168,7 +168,7 @@ async def test_what_a_worker_says_of_itself_fits_a_message_however_much_it_does(
         statement = "SELECT " + "x" * 153
         backends = {77: Backend(77, "active", "Lock transactionid", statement, 0.25, tuple(range(99990, 100000)))}
 
-        branches = tuple(Picture(records, [write], jobs, backends).branches(300))
+        branches = tuple(Picture(records, [write], jobs).branches(300, backends))
 
     assert branches[-1].name == "3896 more that no connection waits for"
     assert len(encode(Description(1, branches))) < MAX_LINE_BYTES
