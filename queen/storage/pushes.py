@@ -7,21 +7,22 @@ in one transaction: read, decide, store. That second way costs two more round tr
 
 from __future__ import annotations
 
+import os
 import time
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 from uuid import UUID
 
 import msgspec
 
-from queen.errors import EncryptionUnavailable, QueueFull, StorageUnavailable
+from queen.errors import EncryptionUnavailable, OutcomeUnknown, QueueFull, StorageUnavailable
 from queen.model.message import NewMessage, PushResult
 from queen.model.queue import Queue
 from queen.observability.activity import Activity
 from queen.storage.bridge import Bridge
 from queen.storage.catalogue import Catalogue
-from queen.storage.connect import Connection
+from queen.storage.connect import Backend, Connection
 from queen.storage.ids import (
     CANONICAL_UUID7,
     INDEX_TEXT,
@@ -35,6 +36,7 @@ from queen.storage.ids import (
     ranges_of,
     split_ids,
     transaction_key,
+    uuid7_bound,
     uuid7_texts,
 )
 from queen.storage.segments import Body, Keyring, build_lines, json_text, runs_of, seal
@@ -42,10 +44,24 @@ from queen.storage.segments import Body, Keyring, build_lines, json_text, runs_o
 MAX_KNOWN_PARTITIONS: Final = 100_000
 """Partitions this worker has pushed to lately: for them the check whether they exist is left out."""
 
+_DOUBT_MS: Final = 120_000
+"""How far from our clock the ids of a segment that we sent may lie: clocks, and a statement that waited for a lock."""
+
+_END_BACKEND: Final = """
+    SELECT pg_terminate_backend(a.pid, 5000) FROM pg_stat_activity a
+    WHERE a.pid = $1 AND a.backend_start = $2 AND a.pid <> pg_backend_pid()
+"""
+_FIND_TOKEN: Final = """
+    SELECT EXISTS (
+        SELECT FROM queen.segments s
+        WHERE s.bucket = $1 AND s.partition_id = $2 AND s.max_id >= $4 AND s.max_id <= $5
+            AND s.minted AND s.transaction_ids = $3)
+"""
+
 _STALE_TRIES: Final = 8
-_HOLD_DELAYS: Final = "SELECT queen.hold_delays($1, $2)"
 _RESERVE: Final = "SELECT queen.reserve($1, NULL, $2, $3, $4)"
 _PUSH: Final = "SELECT * FROM queen.push(" + ", ".join(f"${i}" for i in range(1, 30)) + ")"
+_PUSH_DELAYED: Final = _PUSH.replace("queen.push(", "queen.push_delayed(")
 
 
 class Woken:
@@ -60,14 +76,29 @@ class Woken:
         self.due_seconds = due_seconds
 
 
+class Doubt(NamedTuple):
+    """A push whose outcome is unknown, with messages that PostgreSQL was to name: how to find out whether it has.
+
+    The segments that it made carry ``token``. ``ids``: for each message the transaction id it was sent with; None: the
+    one that PostgreSQL was to mint.
+    """
+
+    token: bytes
+    partition_id: UUID  # that holds a segment with it
+    sent_ms: int  # by our clock
+    backend: Backend  # that may be at it yet
+    ids: list[str | None]
+
+
 class PushRequest:
     """One client's messages, in order. ``payload_bytes``: of all its payloads. ``promised``: they were accepted before,
     and are stored however full their queues are."""
 
-    __slots__ = ("messages", "payload_bytes", "payloads", "producer_sub", "promised")
+    __slots__ = ("doubt", "messages", "payload_bytes", "payloads", "producer_sub", "promised")
 
     def __init__(self, messages: Sequence[NewMessage], producer_sub: str | None, *, promised: bool = False) -> None:
         self.promised = promised
+        self.doubt: Doubt | None = None
         self.messages = messages
         self.payloads = [message.payload for message in messages]
         self.payload_bytes = sum(map(len, self.payloads))
@@ -124,9 +155,10 @@ class _Part:
 class _Call:
     """The arguments of one call of queen.push: the fresh messages of one bucket's partitions, as segments."""
 
-    def __init__(self, parts: list[_Part], keyring: Keyring, now_ms: int) -> None:
+    def __init__(self, parts: list[_Part], keyring: Keyring, now_ms: int, token: bytes) -> None:
+        self.token = token
         self.parts = parts
-        self.delayed = sorted({part.queue.queue_id for part in parts if _puts_off(part.queue)})
+        self.statement = _PUSH_DELAYED if any(_puts_off(part.queue) for part in parts) else _PUSH
         self.keyring = keyring
         self.now_ms = now_ms
         self.build()
@@ -201,7 +233,7 @@ class _Call:
             [UUID(min(split.near)) if split and split.near else None for *_, split in segments],
             [UUID(max(split.near)) if split and split.near else None for *_, split in segments],
             [body.key_id for *_, body, _ in segments],
-            [split.packed if split else None for *_, split in segments],
+            [split.packed if split else self.token for *_, split in segments],
             [body.data for *_, body, _ in segments],
             [number for number, _ in self.probes],
             [found.least for _, found in self.probes],
@@ -255,6 +287,8 @@ class Flush:
 
     def __init__(self, requests: Sequence[PushRequest], keyring: Keyring, buckets: int) -> None:
         self.requests = requests
+        self.token = os.urandom(16)
+        self.backend: Backend | None = None  # that it was sent to
         self._keyring = keyring
         self._buckets = buckets
         self._parts: dict[tuple[str, str], _Part] = {}
@@ -315,7 +349,9 @@ class Flush:
             calls.setdefault(bucket_of(part.partition_id, self._buckets), []).append(part)
         now_ms = time.time_ns() // 1_000_000
         self.calls = {
-            bucket: _Call(sorted(calls[bucket], key=lambda part: part.partition_id.int), self._keyring, now_ms)
+            bucket: _Call(
+                sorted(calls[bucket], key=lambda part: part.partition_id.int), self._keyring, now_ms, self.token
+            )
             for bucket in sorted(calls)
         }
         return True
@@ -326,10 +362,8 @@ class Flush:
 
     @property
     def is_plain(self) -> bool:
-        """Whether one statement stores it all: one bucket, no queue with a limit or a delay."""
-        return len(self.calls) == 1 and not any(
-            part.queue.options.max_size > 0 or _puts_off(part.queue) for part in self._parts.values()
-        )
+        """Whether one statement stores it all: one bucket, no queue with a limit."""
+        return len(self.calls) == 1 and all(part.queue.options.max_size <= 0 for part in self._parts.values())
 
     def _wanted(self) -> list[dict[str, int]]:
         """Per request: the messages that are new to queues with a limit, by queue, of those that have to fit."""
@@ -384,18 +418,20 @@ class Flush:
         Returns the cursors woken, or the verdict that kept everything from being stored.
         """
         ((bucket, call),) = self.calls.items()
-        rows = await connection.fetch(_PUSH, *call.arguments(bucket, checked=False, may_create=may_create))
+        self.backend = connection.backend
+        rows = await connection.fetch(call.statement, *call.arguments(bucket, checked=False, may_create=may_create))
         return self._take(call, rows)
 
     async def store(self, connection: Connection, *, may_create: bool) -> list[Woken] | str:
         """asyncio flavor, inside a transaction. All buckets; ids are checked under the locks that are then held."""
+        self.backend = connection.backend
         woken: list[Woken] = []
         for bucket, call in self.calls.items():
-            if call.delayed:
-                await connection.execute(_HOLD_DELAYS, bucket, call.delayed)
             checked = probed = False
             while True:
-                rows = await connection.fetch(_PUSH, *call.arguments(bucket, checked=checked, may_create=may_create))
+                rows = await connection.fetch(
+                    call.statement, *call.arguments(bucket, checked=checked, may_create=may_create)
+                )
                 verdict = self._take(call, rows)
                 if not isinstance(verdict, str):
                     woken += verdict
@@ -459,6 +495,18 @@ class Flush:
         for place, earlier in part.repeats.items():
             part.results[place] = msgspec.structs.replace(part.results[earlier], duplicate=True)
 
+    def doubt(self) -> None:
+        """The outcome is unknown: leave with each request that PostgreSQL was to name what is needed to find out."""
+        if self.backend is None:
+            return
+        minted = next((part for part in self._parts.values() if part.ids is None), None)
+        for request, runs in zip(self.requests, self._runs, strict=True):
+            ids: list[str | None] = []
+            for part, start, end in runs:
+                ids += part.ids[start:end] if part.ids is not None else [None] * (end - start)
+            where = minted.partition_id if minted is not None else runs[0][0].partition_id
+            request.doubt = Doubt(self.token, where, time.time_ns() // 1_000_000, self.backend, ids)
+
     def results(self) -> list[list[PushResult]]:
         """What became of each request's messages, in their order."""
         return [[result for part, at, end in runs for result in part.results[at:end]] for runs in self._runs]
@@ -479,9 +527,25 @@ class Pushes:
         """A flush, unsent."""
         return Flush(requests, self._keyring, self._buckets)
 
+    async def was_stored(self, doubt: Doubt) -> bool:
+        """Whether a push of unknown outcome was. Whoever may be at it yet is ended first, so that it stays so."""
+        bucket = bucket_of(doubt.partition_id, self._buckets)
+        least = uuid7_bound(doubt.sent_ms - _DOUBT_MS, high=False)
+        greatest = uuid7_bound(doubt.sent_ms + _DOUBT_MS, high=True)
+
+        async def ask(connection: Connection) -> bool:
+            await connection.execute(_END_BACKEND, *doubt.backend)
+            found = await connection.fetchval(_FIND_TOKEN, bucket, doubt.partition_id, doubt.token, least, greatest)
+            return bool(found)
+
+        return await self._bridge.run(ask, writes=False)
+
     async def push(self, requests: Sequence[PushRequest]) -> tuple[list[list[PushResult] | QueueFull], list[Woken]]:
         """Store the messages of all requests in one commit. Atomic: all of them or, with an error, none; but for
-        requests that find no room in a queue, of which nothing is stored: they get that error in place of results."""
+        requests that find no room in a queue, of which nothing is stored: they get that error in place of results.
+
+        With OutcomeUnknown each request has its ``doubt``.
+        """
         refused: dict[int, QueueFull] = {}
         taken = list(range(len(requests)))
         flush = self.flush_of(requests)
@@ -494,12 +558,18 @@ class Pushes:
                 continue
             may_create = may_create or not all(key in self._known for key in flush.partition_ids)
             verdict: list[Woken] | str | dict[int, QueueFull] = "check"
-            if flush.is_plain:
-                verdict = await self._bridge.run(
-                    lambda connection: flush.store_at_once(connection, may_create=may_create)  # noqa: B023  awaited here
-                )
-            if verdict == "check":
-                verdict = await self._bridge.run(lambda connection: self._store(connection, flush, may_create))  # noqa: B023
+            try:
+                if flush.is_plain:
+                    verdict = await self._bridge.run(
+                        lambda connection: flush.store_at_once(connection, may_create=may_create)  # noqa: B023  awaited here
+                    )
+                if verdict == "check":
+                    verdict = await self._bridge.run(
+                        lambda connection: self._store(connection, flush, may_create)  # noqa: B023
+                    )
+            except OutcomeUnknown:
+                flush.doubt()
+                raise
             if isinstance(verdict, dict):
                 refused.update((taken[at], error) for at, error in verdict.items())
                 taken = [at for at in taken if at not in refused]

@@ -33,12 +33,50 @@ $$;
 CREATE OR REPLACE FUNCTION queen.delay_lock(p_bucket integer, p_queue_id uuid) RETURNS bigint
 LANGUAGE sql IMMUTABLE STRICT AS $$ SELECT hashtextextended(p_queue_id::text, p_bucket) $$;
 
--- Hold the delay locks of queues for a push. First of all locks.
-CREATE OR REPLACE FUNCTION queen.hold_delays(p_bucket integer, p_queue_ids uuid[]) RETURNS void LANGUAGE plpgsql AS $$
+-- queen.push for queues of which one may put cursors off: with their delay locks, the first of all locks. What the push then
+-- reads is what holds until it has committed.
+CREATE OR REPLACE FUNCTION queen.push_delayed(
+    p_bucket integer,
+    p_now timestamptz,
+    p_checked boolean,
+    p_may_create boolean,
+    p_queue_ids uuid[],
+    p_queue_versions bigint[],
+    p_partition_ids uuid[],
+    p_partition_queues uuid[],
+    p_partition_names text[],
+    p_keyed_min uuid[],
+    p_keyed_max uuid[],
+    p_segment_parts integer[],
+    p_counts integer[],
+    p_minted boolean[],
+    p_codecs smallint[],
+    p_raw_bytes integer[],
+    p_min_ids uuid[],
+    p_max_ids uuid[],
+    p_key_ids text[],
+    p_transaction_ids bytea[],
+    p_bodies bytea[],
+    p_probe_parts integer[],
+    p_probe_min uuid[],
+    p_probe_max uuid[],
+    p_probe_bound uuid[],
+    p_key_parts integer[],
+    p_keys bytea[],
+    p_key_segments integer[],
+    p_key_index integer[]
+) RETURNS TABLE (
+    verdict text, part integer, base_offset bigint, id_prefix bigint, created_at timestamptz,
+    message_count integer, minted boolean, transaction_ids bytea, group_name text
+) LANGUAGE plpgsql AS $$
 BEGIN
-    FOR i IN 1 .. cardinality(p_queue_ids) LOOP
-        PERFORM pg_advisory_xact_lock_shared(queen.delay_lock(p_bucket, p_queue_ids[i]));
-    END LOOP;
+    PERFORM pg_advisory_xact_lock_shared(queen.delay_lock(p_bucket, q.queue_id))
+    FROM (SELECT unnest(p_queue_ids) AS queue_id ORDER BY 1 OFFSET 0) q;
+    RETURN QUERY SELECT * FROM queen.push(p_bucket, p_now, p_checked, p_may_create, p_queue_ids, p_queue_versions,
+            p_partition_ids, p_partition_queues, p_partition_names, p_keyed_min, p_keyed_max, p_segment_parts,
+            p_counts, p_minted, p_codecs, p_raw_bytes, p_min_ids, p_max_ids, p_key_ids, p_transaction_ids, p_bodies,
+            p_probe_parts, p_probe_min, p_probe_max, p_probe_bound, p_key_parts, p_keys, p_key_segments,
+            p_key_index);
 END
 $$;
 
