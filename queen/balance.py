@@ -132,8 +132,10 @@ class Balance:
 
         False: the queue is full, or this worker has left. Serve it.
         """
-        if self._left:
-            return False
+        return not self._left and self.give(connected)
+
+    def give(self, connected: int) -> bool:
+        """The same for a worker that has left, of a connection on which nothing is begun: others go on with it."""
         try:
             socket.send_fds(self._gives, [b"c"], [connected])
         except OSError:  # full, or no memory: whoever cannot give serves

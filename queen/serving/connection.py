@@ -16,7 +16,7 @@ from __future__ import annotations
 import contextlib
 import math
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Final, NoReturn
 from urllib.parse import unquote
 
@@ -78,6 +78,8 @@ class Connection:
         self._busy = False  # with a handler or its answer: a hang-up ends it
         self._hung_up = False
         self._retired = False
+        self._heir: Callable[[int], bool] | None = None  # takes over the connection, once it is idle
+        self._given = False  # it has: nothing may be received here any more
         self._deaf = False  # we have ended receiving: what looks like a hang-up is our own doing
         self._task: trio.lowlevel.Task | None = None
         self._request: Request | None = None
@@ -115,6 +117,19 @@ class Connection:
     def retire(self) -> None:
         self._retired = True
 
+    def bequeath(self, heir: Callable[[int], bool]) -> None:
+        self._heir = heir
+        if self.idle_since < math.inf and self._hand_on():
+            self._scope.cancel()
+
+    def _hand_on(self) -> bool:
+        """Give the connection away, if its heir takes it: by a descriptor of its own it lives on in another process.
+        Nothing of a request may have been received."""
+        if self._heir is None or self._hung_up or self._retired or self._parser.in_head:
+            return False
+        self._given = self._heir(self._socket.fileno())
+        return self._given
+
     def end_idle(self) -> None:
         self._retired = True
         if self.idle_since < math.inf:
@@ -141,6 +156,8 @@ class Connection:
             if requests:
                 await trio.lowlevel.checkpoint()  # pipelined: others have their turn in between
             elif not parser.stopped:
+                if self._hand_on():
+                    return
                 await self._receive_head()
             if requests:
                 request = requests.popleft()
@@ -300,6 +317,8 @@ class Connection:
         room = self._buffer if self._parser.in_body else self._buffer[:HEAD_BYTES]
         while True:
             await trio.lowlevel.wait_readable(self._socket)
+            if self._given:  # a moment after there was something to receive: that is for the heir
+                await trio.sleep_forever()  # cancelled
             try:
                 return self._socket.recv_into(room)
             except BlockingIOError:  # readiness is a hint

@@ -44,15 +44,19 @@ RECEIVE_BYTES: Final = 256 * 1024
 FIRST_REQUEST_SECONDS: Final = 1.0
 """How long the last connections that are accepted have for a first request."""
 
+HAND_ON_SECONDS: Final = 0.05
+"""Between two tries to hand on what is idle. The queue between workers has room for some hundreds at a time."""
+
 log = structlog.get_logger("queen.http")
 
 
 class HowToDrain(msgspec.Struct, frozen=True):
     """What becomes of the connections of a server that is to end.
 
-    ``linger_seconds``: how long an idle connection may stay, so that none is ended while its client sends; a request
-    that still comes on one is answered, and told that it was the last. ``keep_backlog``: others accept from the same
-    socket; without them, what waits there is accepted as the last.
+    ``linger_seconds``: how long an idle connection may stay, so that none is ended while its client sends. Others that
+    even out connections with this one are given it; else a request that still comes on it is answered, and told that
+    it was the last. ``keep_backlog``: others accept from the same socket; without them, what waits there is accepted as
+    the last.
     """
 
     grace_seconds: float = 0.0  # what is left then is cut off
@@ -138,8 +142,17 @@ async def serve(
             return
         await serve_connection(accepted)
 
-    async def end_idle(seconds: float) -> None:
-        await trio.sleep(seconds)
+    async def hand_on_idle(balance: Balance) -> None:
+        while True:
+            watch.bequeath(balance.give)
+            await trio.sleep(HAND_ON_SECONDS)
+
+    async def end_idle(seconds: float, heirs: Balance | None = None) -> None:
+        with trio.move_on_after(seconds):
+            if heirs is not None:
+                await hand_on_idle(heirs)
+            await trio.sleep_forever()
+        watch.drain()
         watch.end_idle()
         await guests.end_idle()
 
@@ -156,11 +169,13 @@ async def serve(
                 else:
                     how = await wait_drain()
                 connections.cancel_scope.deadline = trio.current_time() + how.grace_seconds
-                watch.drain()
                 guests.last = True
                 if how.linger_seconds:
-                    watching.start_soon(end_idle, how.linger_seconds)
+                    if load.balance is None:
+                        watch.drain()
+                    watching.start_soon(end_idle, how.linger_seconds, load.balance)
                 else:
+                    watch.drain()
                     watch.end_idle(unused=False)
                     watching.start_soon(end_idle, FIRST_REQUEST_SECONDS)
                     await guests.end_idle(unused=False)

@@ -13,7 +13,7 @@ exact, and cost 7 µs a request for a limit that nobody needs to the second.
 from __future__ import annotations
 
 import select
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from email.utils import formatdate
 from typing import Final, Protocol
@@ -41,6 +41,10 @@ class Watched(Protocol):
     def retire(self) -> None:
         """End after the next answer."""
 
+    def bequeath(self, heir: Callable[[int], bool]) -> None:
+        """Give the connection to another process as soon as it waits for a request. ``heir`` takes its descriptor, or
+        says no."""
+
     def end_idle(self) -> None:
         """End if it waits for a request, and otherwise after the answer."""
 
@@ -55,6 +59,7 @@ class Watch:
         self.date = formatdate(usegmt=True).encode()
         self._idle_seconds = idle_seconds
         self._draining = False
+        self._heir: Callable[[int], bool] | None = None
         self._connections: dict[int, Watched] = {}
         self._hang_ups = select.epoll()
 
@@ -74,6 +79,8 @@ class Watch:
         try:
             if self._draining:
                 connection.retire()
+            elif self._heir is not None:
+                connection.bequeath(self._heir)
             yield
         finally:
             self._hang_ups.unregister(number)
@@ -84,6 +91,13 @@ class Watch:
         self._draining = True
         for connection in self._connections.values():
             connection.retire()
+
+    def bequeath(self, heir: Callable[[int], bool]) -> None:
+        """Another process goes on: give it every connection that waits for a request, now or later. To be repeated, for
+        those that it had no room for."""
+        self._heir = heir
+        for connection in list(self._connections.values()):
+            connection.bequeath(heir)
 
     def end_idle(self, *, unused: bool = True) -> None:
         """End connections that wait for a request. Without ``unused``, not those that wait for their first one."""

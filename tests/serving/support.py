@@ -16,9 +16,10 @@ import trio
 from hypercorn.config import Config
 
 from queen.app import create_app
+from queen.balance import Balance
 from queen.config.settings import Settings
 from queen.service import Service
-from queen.serving.serve import HowToDrain, serve
+from queen.serving.serve import HowToDrain, Load, serve
 from queen.serving.tls import Certificate
 
 PATIENCE_SECONDS = 10.0
@@ -46,7 +47,12 @@ class Server:
 
 @asynccontextmanager
 async def open_server(
-    settings: Settings, *, fast: bool, keep_alive_seconds: float = 75.0, certificate: Certificate | None = None
+    settings: Settings,
+    *,
+    fast: bool,
+    keep_alive_seconds: float = 75.0,
+    certificate: Certificate | None = None,
+    balance: Balance | None = None,
 ) -> AsyncIterator[Server]:
     """Serve on a free port; drained and stopped at the end of the block."""
     app = create_app(msgspec.structs.replace(settings, fast_http=fast))
@@ -68,7 +74,15 @@ async def open_server(
                 await server.stop.wait()
                 return server.how_to_drain
 
-            await serve(app, app.service, config, take_listener, wait_drain=told_to_drain, certificate=certificate)
+            await serve(
+                app,
+                app.service,
+                config,
+                take_listener,
+                wait_drain=told_to_drain,
+                certificate=certificate,
+                load=Load(balance=balance),
+            )
             server.stopped.set()
 
         async with trio.open_nursery() as nursery:

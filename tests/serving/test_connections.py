@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
-from collections.abc import AsyncIterator, Callable
-from contextlib import aclosing
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack, aclosing, closing, contextmanager
 from typing import Any
 from uuid import uuid4
 
@@ -17,6 +18,7 @@ import structlog
 import trio
 import trio.testing
 
+from queen.balance import Balance, Pool
 from queen.config.settings import Settings
 from queen.errors import StorageUnavailable
 from queen.serving import connection, serve, watch
@@ -44,6 +46,12 @@ async def parked(server: Server, count: int) -> None:
     context = server.service.context
     assert context is not None
     await until(lambda: context.engine.statistics()["parked"] == count)
+
+
+def parked_at(server: Server) -> int:
+    context = server.service.context
+    assert context is not None
+    return context.engine.statistics()["parked"]
 
 
 async def in_flight(server: Server, count: int) -> None:
@@ -488,6 +496,67 @@ async def test_a_server_that_was_replaced_answers_on_idle_connections_and_says_t
         assert await other.receive() is None  # it was idle for too long
     with trio.fail_after(5):
         await server.stopped.wait()
+
+
+@pytest.fixture
+def pool() -> Iterator[Pool]:
+    with closing(Pool()) as pool:
+        pool.board.slots = 2
+        yield pool
+
+
+@contextmanager
+def joined(pool: Pool, slot: int) -> Iterator[Balance]:
+    """A worker's part in a pool."""
+    with closing(Balance(slot, *(os.dup(descriptor) for descriptor in pool.descriptors))) as balance:
+        yield balance
+
+
+async def test_idle_connections_of_a_server_that_was_replaced_live_on_in_another(
+    settings: Settings, pool: Pool
+) -> None:
+    with joined(pool, 0) as ours, joined(pool, 1) as theirs:
+        async with AsyncExitStack() as stack:
+            old = await stack.enter_async_context(open_server(settings, fast=True, balance=ours))
+            new = await stack.enter_async_context(open_server(settings, fast=True, balance=theirs))
+            clients = [await stack.enter_async_context(await old.connect()) for _ in range(4)]
+            idle, polling = clients[:3], clients[3]
+            assert [await client.is_open() for client in idle] == [True] * 3
+            await polling.send(POLL)
+            await until(lambda: sum(parked_at(server) for server in (old, new)) == 1)
+            served = old.service.counters.requests + new.service.counters.requests
+            old.how_to_drain = HowToDrain(grace_seconds=20.0, linger_seconds=20.0, keep_backlog=True)
+
+            for server in (old, new):  # both, as the kernel and the pool may have dealt the connections either way
+                server.service.begin_drain(replaced=True)
+            old.stop.set()
+            answer = await polling.receive()
+            with trio.fail_after(5):
+                await old.stopped.wait()
+
+            assert answer is not None
+            assert answer.status == 204
+            assert "connection" not in answer.headers
+            before = new.service.counters.requests
+            assert [await client.is_open() for client in clients] == [True] * 4
+            assert new.service.counters.requests == before + 4
+            assert served == 4
+
+
+async def test_a_connection_for_which_there_is_no_room_elsewhere_ends_where_it_is(
+    settings: Settings, pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with joined(pool, 0) as balance:
+        monkeypatch.setattr(balance, "give", lambda _: False)
+        async with open_server(settings, fast=True, balance=balance) as server, await server.connect() as client:
+            assert await client.is_open()
+            server.how_to_drain = HowToDrain(grace_seconds=20.0, linger_seconds=0.2, keep_backlog=True)
+
+            server.stop.set()
+
+            assert await client.receive() is None
+            with trio.fail_after(5):
+                await server.stopped.wait()
 
 
 async def test_a_connection_that_waits_to_be_accepted_when_the_drain_begins_is_served(server: Server) -> None:
