@@ -304,6 +304,36 @@ def sql(sessions: OpenSession) -> Session:
     return sessions()
 
 
+class Outage:
+    """Takes the test's database away and gives it back."""
+
+    def __init__(self, postgres: Postgres, sql: Session, database: str) -> None:
+        self._postgres = postgres
+        self._sql = sql
+        self._database = database
+
+    async def begin(self) -> None:
+        await self._allow("false")
+        await self._sql.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        )
+
+    async def end(self) -> None:
+        await self._allow("true")
+
+    async def _allow(self, allowed: str) -> None:
+        statement = f"ALTER DATABASE {self._database} WITH ALLOW_CONNECTIONS {allowed}"
+        await trio.to_thread.run_sync(self._postgres.execute, statement)
+
+
+@pytest.fixture
+async def outage(postgres: Postgres, sql: Session) -> AsyncIterator[Outage]:
+    outage = Outage(postgres, sql, await sql.fetchval("SELECT current_database()"))
+    yield outage
+    await outage.end()
+
+
 class DatabaseClock:
     """Moves the database's time forward by moving everything stored back."""
 

@@ -96,7 +96,7 @@ class Spooling:
         self._write = write
         self._look_at_switches = look_at_switches
         self._kick = trio.Event()
-        self._appends: Batcher[_Append, list[str] | SpoolFull | None] = Batcher(
+        self._appends: Batcher[_Append, list[str | None] | SpoolFull | None] = Batcher(
             "spool", self._append, max_weight=PORTION_BYTES, max_waiting=MAX_WAITING
         )
 
@@ -130,8 +130,8 @@ class Spooling:
                 except StorageUnavailable as error:
                     kept = await self._keep(request, error)
                 except OutcomeUnknown as error:
-                    if not all(message.transaction_id for message in request.messages):
-                        raise  # ids that PostgreSQL may have minted cannot be recognised: the client has to decide
+                    if request.doubt is None and not all(message.transaction_id for message in request.messages):
+                        raise  # what PostgreSQL may have named cannot be recognised: the client has to decide
                     kept = await self._keep(request, error)
             else:
                 kept = await self._keep(request, None)
@@ -157,7 +157,7 @@ class Spooling:
             raise
         return None if result is None else Buffered(result)
 
-    async def _append(self, appends: Sequence[_Append]) -> list[list[str] | SpoolFull | None]:
+    async def _append(self, appends: Sequence[_Append]) -> list[list[str | None] | SpoolFull | None]:
         assert self.spool is not None
         forced = self.maintenance or self._store.away or any(append.must for append in appends)
         before = self.spool.backlog
@@ -271,11 +271,17 @@ class Spooling:
     async def _store_entries(self, entries: Sequence[Entry]) -> list[tuple[Entry, str]]:
         """Returns the entries that can never be stored, and why. Raises what will pass."""
         bad = [(entry, entry.trouble) for entry in entries if entry.trouble is not None]
-        good = [entry for entry in entries if entry.request is not None]
+        good: list[Entry] = []
+        requests: list[PushRequest] = []
+        for entry in entries:
+            request = await self._left_of(entry)
+            if request is not None:
+                good.append(entry)
+                requests.append(request)
         if not good:
             return bad
         try:
-            results = await self._write([entry.request for entry in good if entry.request is not None])
+            results = await self._write(requests)
         except Exception as error:  # noqa: BLE001  judged below: nothing may keep the rest from being drained
             _raise_if_passing(error)
             if len(good) == 1:
@@ -286,6 +292,12 @@ class Spooling:
             return bad
         refused = zip(good, results, strict=True)
         return bad + [(entry, _sentence(result)) for entry, result in refused if isinstance(result, Exception)]
+
+    async def _left_of(self, entry: Entry) -> PushRequest | None:
+        """What is to be stored of an entry."""
+        if entry.doubt is not None and await self._store.pushes.was_stored(entry.doubt):
+            return entry.rest
+        return entry.request
 
 
 def _raise_if_passing(error: Exception) -> None:

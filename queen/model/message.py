@@ -44,7 +44,7 @@ class PushResult(msgspec.Struct, frozen=True, gc=False):
 class Buffered(msgspec.Struct, frozen=True, gc=False):
     """What became of a push that PostgreSQL could not take now: it is on the disk, and will be stored in its turn."""
 
-    transaction_ids: list[str]  # one for each message, in order
+    transaction_ids: list[str | None]  # one for each message, in order; None: PostgreSQL may have named it already
 
 
 class PopRequest(msgspec.Struct, frozen=True, kw_only=True):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import select
 import socket
-from typing import Final
+from datetime import datetime
+from typing import Final, NamedTuple
 
 import asyncpg
 
@@ -13,7 +14,10 @@ from queen.config.settings import Settings
 from queen.errors import StartupError
 
 # the timeline changes when a standby is promoted or a backup restored: leases of before are void
-_EPOCH: Final = "SELECT ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::integer"
+_EPOCH: Final = (
+    "SELECT ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::integer, a.pid, a.backend_start"
+    " FROM pg_stat_activity a WHERE a.pid = pg_backend_pid()"
+)
 
 _STATEMENT_MARGIN_SECONDS: Final = 5
 """How much longer than PostgreSQL's own statement timeout we wait: after that the connection is taken for dead."""
@@ -23,11 +27,19 @@ _SILENCE_SECONDS: Final = 5
 Whether PostgreSQL is away is known before (pulse.py); this is for connections that nobody waits on."""
 
 
-class Connection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg ships no types
-    """A connection that knows the epoch (PostgreSQL timeline) it was opened in."""
+class Backend(NamedTuple):
+    """A process of PostgreSQL that serves, or served, a connection. Process ids come again, with another start."""
 
-    __slots__ = ("epoch",)
+    pid: int
+    started_at: datetime
+
+
+class Connection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg ships no types
+    """A connection that knows the epoch (PostgreSQL timeline) it was opened in, and the backend at its other end."""
+
+    __slots__ = ("backend", "epoch")
     epoch: int
+    backend: Backend | None  # None: behind a pooler it changes
 
 
 async def open_connection(settings: Settings, *, application: str = "queen-trio") -> Connection:
@@ -63,7 +75,9 @@ async def open_connection(settings: Settings, *, application: str = "queen-trio"
         if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux
             raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _SILENCE_SECONDS * 1000)
     try:
-        connection.epoch = await connection.fetchval(_EPOCH)
+        row = await connection.fetchrow(_EPOCH)
+        connection.epoch = row[0]
+        connection.backend = Backend(row[1], row[2]) if settings.db_statement_cache else None
     except BaseException:  # whoever waits for this is gone, or it broke at once: nobody else knows the connection
         await hang_up(connection)
         raise

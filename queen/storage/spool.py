@@ -36,7 +36,7 @@ import trio
 from queen.errors import QueenError, SpoolFull, SpoolUnavailable, StartupError
 from queen.model.spool import SpoolFigures
 from queen.storage.ids import uuid7_texts
-from queen.storage.pushes import PushRequest
+from queen.storage.pushes import Doubt, PushRequest
 from queen.storage.segments import Keyring
 
 T = TypeVar("T")
@@ -84,6 +84,9 @@ CREATE TABLE meta (
 INSERT INTO meta VALUES (1, NULL, 0, 0, 0, 0, 0);
 """
 
+_Row = tuple[str, int, int, str | None, bytes]
+"""Of an entry: queue, messages, bytes, key, body."""
+
 _STATE: Final = struct.Struct("<7Q")
 _BACKLOG: Final = 0
 
@@ -101,13 +104,18 @@ class KeptMessage(msgspec.Struct, frozen=True, gc=False):
 
 
 class _Body(msgspec.Struct, array_like=True):
-    """What an entry holds: the messages of one push request for one queue, in order, as columns."""
+    """What an entry holds: the messages of one push request for one queue, in order, as columns.
+
+    ``doubted``: places of those that PostgreSQL has stored under ids of its own if what ``doubt`` tells of was stored.
+    """
 
     producer_sub: str | None
     partitions: list[str]
     transaction_ids: list[str]
     trace_ids: list[str | None]
     payloads: list[bytes]
+    doubt: Doubt | None = None
+    doubted: list[int] = []
 
 
 _encode_body: Final = msgspec.msgpack.Encoder().encode
@@ -115,7 +123,11 @@ _decode_body: Final = msgspec.msgpack.Decoder(_Body).decode
 
 
 class Entry(NamedTuple):
-    """An entry read back. ``trouble``: why it cannot be read; then there is no request."""
+    """An entry read back. ``trouble``: why it cannot be read; then there is no request.
+
+    ``doubt``: some of it may have been stored before it was spooled; ``rest`` is what is left of the request if it was,
+    which may be nothing.
+    """
 
     number: int
     queue: str
@@ -123,6 +135,8 @@ class Entry(NamedTuple):
     size: int
     request: PushRequest | None
     trouble: str | None
+    doubt: Doubt | None = None
+    rest: PushRequest | None = None
 
 
 class Portion(NamedTuple):
@@ -222,18 +236,19 @@ class Spool:
 
     async def keep(
         self, requests: Sequence[PushRequest], *, if_backlog: bool = False
-    ) -> list[list[str] | SpoolFull | None]:
+    ) -> list[list[str | None] | SpoolFull | None]:
         """Append push requests in one commit; on the disk when this returns.
 
-        Messages without a transaction id get one. Returns for each request the transaction ids of its messages, or
-        why it was not taken. ``if_backlog``: nothing is appended when nothing waits any more (then None for each).
+        Messages without a transaction id get one. Returns for each request the transaction ids of its messages (None:
+        PostgreSQL may have given it one before), or why it was not taken. ``if_backlog``: nothing is appended when
+        nothing waits any more (then None for each).
 
         Raises:
             SpoolUnavailable: the disk does not take it; nothing was appended.
         """
         return await self._in_thread(self._limit_writes, partial(self._keep, requests, if_backlog))
 
-    def _keep(self, requests: Sequence[PushRequest], if_backlog: bool) -> list[list[str] | SpoolFull | None]:
+    def _keep(self, requests: Sequence[PushRequest], if_backlog: bool) -> list[list[str | None] | SpoolFull | None]:
         prepared = [self._prepare(request) for request in requests]
         accepted_us = time.time_ns() // 1000
         file = self._writer
@@ -253,11 +268,16 @@ class Spool:
                 self._words[_BACKLOG] = 0  # nothing was taken
         return results
 
-    def _prepare(self, request: PushRequest) -> tuple[list[str], list[tuple[str, int, int, str | None, bytes]]]:
-        """The transaction ids of a request, and its entries: queue, messages, bytes, key, body."""
-        messages = request.messages
-        fill = iter(uuid7_texts(sum(not message.transaction_id for message in messages)))
-        ids = [message.transaction_id or next(fill) for message in messages]
+    def _prepare(self, request: PushRequest) -> tuple[list[str | None], list[_Row]]:
+        """The transaction ids to tell of a request, and its entries."""
+        messages, doubt = request.messages, request.doubt
+        told = [message.transaction_id for message in messages] if doubt is None else doubt.ids
+        fill = iter(uuid7_texts(sum(not text for text in told)))
+        ids = [text or next(fill) for text in told]
+        if doubt is None:
+            told = list(ids)
+        elif all(told):
+            doubt = None  # they will be recognised
         by_queue: dict[str, list[int]] = {}
         for place, message in enumerate(messages):
             by_queue.setdefault(message.queue, []).append(place)
@@ -270,24 +290,26 @@ class Spool:
                     [ids[place] for place in places],
                     [messages[place].trace_id for place in places],
                     [request.payloads[place] for place in places],
+                    doubt,
+                    [at for at, place in enumerate(places) if told[place] is None],
                 )
             )
             key_id = self._keyring.current
             if key_id is not None:  # whatever the queue asks for: while PostgreSQL is away it may not be known
                 body = self._keyring.encrypt(body, _context(queue))
             entries.append((queue, len(places), len(body) + ENTRY_OVERHEAD, key_id, body))
-        return ids, entries
+        return told, entries
 
     def _append(
         self,
         sql: sqlite3.Connection,
-        prepared: Sequence[tuple[list[str], list[tuple[str, int, int, str | None, bytes]]]],
+        prepared: Sequence[tuple[list[str | None], list[_Row]]],
         accepted_us: int,
-    ) -> list[list[str] | SpoolFull | None]:
+    ) -> list[list[str | None] | SpoolFull | None]:
         pending_bytes, quarantined_bytes = sql.execute("SELECT pending_bytes, quarantined_bytes FROM meta").fetchone()
         room = self.max_bytes - pending_bytes - quarantined_bytes
         (number,) = sql.execute("SELECT coalesce(max(seq), 0) FROM sqlite_sequence WHERE name = 'entries'").fetchone()
-        results: list[list[str] | SpoolFull | None] = []
+        results: list[list[str | None] | SpoolFull | None] = []
         rows = []
         for ids, entries in prepared:
             size = sum(entry[2] for entry in entries)
@@ -366,8 +388,14 @@ class Spool:
             trouble = error.detail if isinstance(error, QueenError) else f"it does not decode: {error}"
             return Entry(number, queue, messages, size, None, trouble)
         columns = zip(found.partitions, found.payloads, found.transaction_ids, found.trace_ids, strict=True)
-        request = PushRequest([KeptMessage(queue, *column) for column in columns], found.producer_sub, promised=True)
-        return Entry(number, queue, messages, size, request, None)
+        kept = [KeptMessage(queue, *column) for column in columns]
+        request = PushRequest(kept, found.producer_sub, promised=True)
+        if found.doubt is None:
+            return Entry(number, queue, messages, size, request, None)
+        doubted = set(found.doubted)
+        left = [message for place, message in enumerate(kept) if place not in doubted]
+        rest = PushRequest(left, found.producer_sub, promised=True) if left else None
+        return Entry(number, queue, messages, size, request, None, found.doubt, rest)
 
     async def remove(self, entries: Sequence[Entry], set_aside: Iterable[tuple[Entry, str]] = ()) -> None:
         """What was read is in PostgreSQL, or has to be ``set_aside``, each with its reason."""

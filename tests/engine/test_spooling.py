@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+import asyncio
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,9 +16,10 @@ from queen.engine.spooling import TURN_SECONDS
 from queen.errors import EncryptionUnavailable, Overloaded, SpoolFull, StorageUnavailable
 from queen.model.message import AckStatus, Buffered, PushResult
 from queen.storage.pulse import Pulse
+from queen.storage.pushes import Flush
 
 if TYPE_CHECKING:
-    from tests.conftest import Broker, OpenBroker, Postgres, Session
+    from tests.conftest import Broker, OpenBroker, Outage, Session
 
 
 @pytest.fixture
@@ -26,42 +28,12 @@ def settings(settings: Settings, tmp_path: Path) -> Settings:
     return msgspec.structs.replace(settings, spool_dir=tmp_path / "spool", spool_interval_seconds=0.01)
 
 
-class Outage:
-    """Takes the test's database away and gives it back."""
-
-    def __init__(self, postgres: Postgres, sql: Session, database: str) -> None:
-        self._postgres = postgres
-        self._sql = sql
-        self._database = database
-
-    async def begin(self) -> None:
-        await self._allow("false")
-        await self._sql.execute(
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
-            " WHERE datname = current_database() AND pid <> pg_backend_pid()"
-        )
-
-    async def end(self) -> None:
-        await self._allow("true")
-
-    async def _allow(self, allowed: str) -> None:
-        statement = f"ALTER DATABASE {self._database} WITH ALLOW_CONNECTIONS {allowed}"
-        await trio.to_thread.run_sync(self._postgres.execute, statement)
-
-
-@pytest.fixture
-async def outage(postgres: Postgres, sql: Session) -> AsyncIterator[Outage]:
-    outage = Outage(postgres, sql, await sql.fetchval("SELECT current_database()"))
-    yield outage
-    await outage.end()
-
-
 async def push(
     broker: Broker,
     queue: str,
     *values: Any,
     partition: str = "Default",
-    ids: Sequence[str] | None = None,
+    ids: Sequence[str | None] | None = None,
     sub: str | None = None,
 ) -> list[PushResult] | Buffered:
     texts: Sequence[str | None] = ids or [None] * len(values)
@@ -72,7 +44,7 @@ async def push(
     return await broker.engine.push(messages, sub)
 
 
-async def keep(broker: Broker, queue: str, *values: Any, **others: Any) -> list[str]:
+async def keep(broker: Broker, queue: str, *values: Any, **others: Any) -> list[str | None]:
     """Push what has to go to the spool. Returns the transaction ids."""
     results = await push(broker, queue, *values, **others)
     assert isinstance(results, Buffered)
@@ -247,6 +219,73 @@ async def test_work_that_only_waits_for_a_lock_does_not_mean_that_postgresql_is_
         await sql.execute("COMMIT")
 
     assert await broker.drain("q") == [1, 2]
+
+
+# -- the outcome is unknown ---------------------------------------------------------------------------------------
+
+
+def cut(monkeypatch: pytest.MonkeyPatch, *, before: bool = False, seconds: float | None = None) -> list[int]:
+    """Break the connection of the next push: before it is sent, or after ``seconds``, or when it is committed.
+
+    Returns a list that will hold the process id of its backend.
+    """
+    store = Flush.store_at_once
+    pids: list[int] = []
+
+    async def store_and_break(flush: Flush, connection: Any, *, may_create: bool) -> Any:
+        monkeypatch.setattr(Flush, "store_at_once", store)
+        flush.backend = connection.backend
+        pids.append(connection.backend.pid)
+        if not before:
+            work = asyncio.ensure_future(store(flush, connection, may_create=may_create))
+            await asyncio.wait([work], timeout=seconds)
+            if seconds is None:
+                assert not isinstance(work.result(), str)  # it was stored
+        connection.terminate()
+        if not before:
+            await asyncio.wait([work])
+            work.exception()
+        raise ConnectionResetError("the answer is lost")
+
+    monkeypatch.setattr(Flush, "store_at_once", store_and_break)
+    return pids
+
+
+@pytest.mark.parametrize("before", [False, True], ids=["committed", "not sent"])
+@pytest.mark.parametrize(
+    "ids", [[None, None], ["a", None], ["a", "b"]], ids=["named by PostgreSQL", "mixed", "named by the producer"]
+)
+async def test_a_push_whose_answer_is_lost_is_stored_once(
+    broker: Broker, monkeypatch: pytest.MonkeyPatch, before: bool, ids: list[str | None]
+) -> None:
+    await broker.push("q", 0)
+    cut(monkeypatch, before=before)
+
+    told = await keep(broker, "q", 1, 2, ids=ids)
+    await drained(broker)
+    await broker.push("q", 3)
+
+    popped = await broker.pop("q")
+    assert popped.data == [0, 1, 2, 3]
+    for text, got in zip(told, popped.messages[1:3], strict=True):
+        assert text in (None, got.transaction_id)
+
+
+async def test_a_push_that_a_backend_is_still_at_is_stored_once(
+    broker: Broker, sql: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It waits for a lock when its connection breaks, and would go on when it gets it."""
+    await broker.push("q", 0)
+    pids = cut(monkeypatch, seconds=0.2)
+    await sql.execute("BEGIN")
+    await sql.execute("LOCK TABLE queen.count_changes IN ACCESS EXCLUSIVE MODE")
+
+    await keep(broker, "q", 1)
+    await sql.wait_for("SELECT count(*) = 1 FROM pg_locks WHERE NOT granted AND pid <> $1", *pids)  # the drain
+    await sql.execute("COMMIT")
+    await drained(broker)
+
+    assert await broker.drain("q") == [0, 1]
 
 
 # -- maintenance --------------------------------------------------------------------------------------------------
