@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from random import Random
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -14,7 +15,7 @@ from queen.storage.lines import read_line
 
 if TYPE_CHECKING:
     from queen.storage.dead_letters import DeadLetter
-    from tests.conftest import Broker, DatabaseClock, OpenBroker, Session
+    from tests.conftest import Broker, DatabaseClock, OpenBroker, Popped, Session
 
 pytestmark = pytest.mark.buckets
 
@@ -44,7 +45,7 @@ async def all_buried(broker: Broker) -> None:
 async def letters(broker: Broker, **chosen: Any) -> list[DeadLetter]:
     """Those of the queue in the order of their messages, after all that is noted down has become one."""
     await all_buried(broker)
-    total, found = await broker.engine.dead_letters(queue="q", **chosen)
+    total, found = await broker.engine.dead_letters(queue="q", limit=1000, **chosen)
     assert total == len(found)
     return sorted(found, key=lambda letter: (letter.group, letter.message_id))
 
@@ -309,3 +310,53 @@ async def test_two_workers_bury_everything_once(
     assert await sql.fetchval("SELECT count(*) FROM queen.dead_letters") == 600
     total, _ = await broker.engine.dead_letters(queue="q", limit=1)
     assert total == 600
+
+
+@pytest.mark.parametrize("seed", range(6))
+async def test_every_message_is_acknowledged_or_a_dead_letter_or_still_to_come_and_one_of_them_once(
+    broker: Broker, other: Broker, database_clock: DatabaseClock, seed: int
+) -> None:
+    """Whatever is pushed, popped, acknowledged, failed, swept and waited for, in whatever order."""
+    chance = Random(seed)
+    groups, names = ("g", "h"), ("a", "b", "c")
+    await broker.configure("q", dead_letter_queue=True, lease_seconds=30, retry_limit=1, **TTL)
+    for group in groups:
+        assert not await broker.pop("q", group=group)
+    pushed: list[int] = []
+    acknowledged: dict[str, list[int]] = {group: [] for group in groups}
+    held: list[tuple[str, Popped]] = []
+
+    async def push(via: Broker) -> None:
+        values = list(range(len(pushed), len(pushed) + chance.randint(1, 5)))
+        pushed.extend(values)
+        await via.push("q", *values, partition=chance.choice(names))
+
+    async def pop(via: Broker) -> None:
+        group = chance.choice(groups)
+        popped = await via.pop("q", group=group, batch=chance.randint(1, 6), partitions=chance.randint(1, 3))
+        if popped:
+            held.append((group, popped))
+
+    async def settle(via: Broker) -> None:
+        if held:
+            group, popped = held.pop(chance.randrange(len(held)))
+            status = chance.choice([AckStatus.COMPLETED, AckStatus.COMPLETED, AckStatus.FAILED, AckStatus.RETRY])
+            verdicts = await via.ack(popped.messages, status, lease=popped.lease, group=group)
+            if status is AckStatus.COMPLETED:
+                done = zip(popped, verdicts, strict=True)
+                acknowledged[group] += [message.data for message, verdict in done if verdict.success]
+
+    async def wait(via: Broker) -> None:
+        await database_clock.advance(chance.choice([5, 20, 40]))
+
+    async def clean(via: Broker) -> None:
+        await sweep(via)
+
+    for _ in range(120):
+        await chance.choice([push, push, pop, pop, pop, settle, settle, wait, clean])(chance.choice([broker, other]))
+
+    await database_clock.advance(30)  # what is leased comes again
+    for group in groups:
+        to_come = await broker.drain("q", group=group, partitions=3)
+        dead = data(await letters(broker, group=group))
+        assert sorted(acknowledged[group] + dead + to_come) == pushed

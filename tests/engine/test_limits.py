@@ -9,7 +9,9 @@ import trio
 
 from queen.errors import QueueFull
 from queen.model.message import AckStatus
-from queen.storage.ids import uuid7_texts
+from queen.model.stream import Cycle, CycleAck, StateChange, StreamQuery
+from queen.storage.ids import partition_id_of, uuid7_texts
+from queen.storage.pushes import PushRequest
 
 if TYPE_CHECKING:
     from tests.conftest import Broker, Session
@@ -193,3 +195,46 @@ async def test_a_dead_letter_that_finds_no_room_stays_one(broker: Broker) -> Non
 
     total, _ = await broker.engine.dead_letters(queue="q")
     assert total == 1
+
+
+async def test_a_stream_step_that_finds_no_room_in_its_sink_is_refused_whole(broker: Broker, sql: Session) -> None:
+    await broker.configure("sink", max_size=1)
+    await broker.push("sink", 1)
+    source = await broker.configure("source")
+    await broker.push("source", "event")
+    query_id, _ = await broker.engine.register_stream(
+        StreamQuery(name="s", source_queue="source", sink_queue="sink", config_hash="h", reset=False)
+    )
+    popped = await broker.pop("source", group="s")
+    cycle = Cycle(
+        query_id=query_id,
+        partition_id=partition_id_of(source.queue_id, "Default"),
+        group="s",
+        changes=[StateChange("key", b"1")],
+        messages=[broker.message(queue="sink")],
+        ack=CycleAck(transaction_id=popped[0].transaction_id, lease_id=popped.lease),
+        release_lease=True,
+        digest=b"digest",
+    )
+
+    refused = await broker.engine.cycle_stream(cycle, None)
+
+    assert refused.error is not None
+    assert "'sink' has room for 0 more" in refused.error
+    assert await sql.fetchval("SELECT count(*) FROM queen.stream_state") == 0
+    await broker.drain("sink")
+    assert (await broker.engine.cycle_stream(cycle, None)).error is None
+    assert len(await broker.drain("sink")) == 1
+
+
+async def test_what_was_promised_is_stored_however_full_the_queue_is(broker: Broker) -> None:
+    await broker.configure("q", max_size=1)
+    await broker.push("q", 1)
+    message = broker.message(queue="q", payload=b'"promised"')
+
+    ((stored,), _) = await broker.engine.store.pushes.push([PushRequest([message], None, promised=True)])
+
+    assert not isinstance(stored, QueueFull)
+    with pytest.raises(QueueFull):
+        await broker.push("q", 2)
+    assert await broker.drain("q") == [1, "promised"]
