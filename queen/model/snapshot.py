@@ -53,6 +53,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     workers_active: int
     restarts: int
     reloading: bool = False
+    upgrading: bool = False  # it tries whether it can go on under the program that is there now
     slots: tuple[SlotSnapshot, ...]
 
     @property

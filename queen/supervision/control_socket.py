@@ -56,11 +56,16 @@ class Reload(msgspec.Struct, frozen=True, tag="reload", tag_field="do"):
     """Replace the workers one by one. Answered with a Snapshot, as soon as it is begun."""
 
 
+class Upgrade(msgspec.Struct, frozen=True, tag="upgrade", tag_field="do"):
+    """Go on under the program that is there now. Answered with a Snapshot, as soon as it is begun; the connection ends
+    when the program is executed."""
+
+
 class Stop(msgspec.Struct, frozen=True, tag="stop", tag_field="do"):
     """Drain and exit. Answered with a Snapshot, as soon as it is begun; the end of the connection says it is done."""
 
 
-Command = Status | Tree | SetWorkers | Reload | Stop
+Command = Status | Tree | SetWorkers | Reload | Upgrade | Stop
 
 
 class Reply(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -89,6 +94,9 @@ class Controlled(Protocol):
 
     def reload(self) -> None:
         """Raises Refused when it cannot be begun."""
+
+    def upgrade(self) -> None:
+        """Does nothing where it cannot be begun; the log says why."""
 
     def stop(self) -> None: ...
 
@@ -196,6 +204,8 @@ class _Client:
                     server.set_workers(count)
                 case Reload():
                     server.reload()
+                case Upgrade():
+                    server.upgrade()
                 case Stop():
                     server.stop()
         except Refused as refused:

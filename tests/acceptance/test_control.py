@@ -314,6 +314,28 @@ def test_an_upgrade_keeps_the_pidfile_answers_on_the_control_socket_and_tells_th
     assert not operator.path.exists()
 
 
+def test_upgrade_waits_until_the_new_program_and_its_workers_serve_and_says_when_they_do_not(
+    start_server: StartServer, operator: Operator, scratch: Path
+) -> None:
+    broken = scratch / "broken"
+    server = start_server(
+        *(*TINY, *NO_DATABASE, "--control-socket", str(operator.path)),
+        environment={"TINY_FAULT": f"boot-crash-if:{broken}"},
+        workers=1,
+    ).wait_ready()
+
+    done = operator.run("upgrade")
+    assert re.fullmatch(r"queen-trio (\S+) goes on as \1, 1 workers replaced\n", done.stdout)
+    assert operator.status()["pid"] == server.process.pid
+    broken.touch()
+    done = operator.run("upgrade", check=False)
+    assert done.returncode == 1
+    assert done.stderr == "queen-trio: not upgraded; the server's log says why\n"
+
+    assert operator.status()["state"] == "serving"
+    assert server.answers()
+
+
 def test_connections_that_stay_are_spread_evenly(start_server: StartServer, operator: Operator) -> None:
     server = start_server(
         *TINY, *NO_DATABASE, "--control-socket", str(operator.path), workers=5, environment={"QUEEN_SPARE": "false"}

@@ -73,6 +73,9 @@ class Server:
     def reload(self) -> None:
         self.told.append("reload")
 
+    def upgrade(self) -> None:
+        self.told.append("upgrade")
+
     def stop(self) -> None:
         self.told.append("stop")
 
@@ -112,13 +115,18 @@ async def test_every_command_is_obeyed_and_answered_with_how_things_are_then() -
 
     async with client_of(server) as stream:
         status = await ask(stream, {"do": "status"})
-        commands: list[dict[str, object]] = [{"do": "workers", "count": 4}, {"do": "reload"}, {"do": "stop"}]
+        commands: list[dict[str, object]] = [
+            {"do": "workers", "count": 4},
+            {"do": "reload"},
+            {"do": "upgrade"},
+            {"do": "stop"},
+        ]
         for command in commands:
             assert await ask(stream, command) == status
         tree = await ask(stream, {"do": "tree"})
 
     assert msgspec.convert(status["result"], Snapshot) == server.snapshot()
-    assert server.told == [4, "reload", "stop"]
+    assert server.told == [4, "reload", "upgrade", "stop"]
     assert tree["result"] == {"kind": "supervisor", "name": "queen-trio", "pid": 1}
 
 
