@@ -123,11 +123,11 @@ class Pushed(TypedDict):
     """What became of a message: stored, or there already, or in the spool: then it has no ids yet."""
 
     index: int
-    transaction_id: str
+    transaction_id: NotRequired[str]
     status: Literal["queued", "duplicate", "buffered"]
     message_id: NotRequired[UuidText]
     trace_id: UuidText | None
-    transactionId: str
+    transactionId: NotRequired[str]
     messageId: NotRequired[UuidText]
     partition_id: NotRequired[UuidText]
     partitionId: NotRequired[UuidText]
@@ -180,22 +180,21 @@ def refused_results(messages: Sequence[NewMessage], error: QueueFull) -> list[di
 
 
 def write_buffered(messages: Sequence[NewMessage], buffered: Buffered) -> bytes:
-    """The answer to a push that went to the spool: there is no message id yet."""
-    return msgspec.json.encode(
-        [
-            {
-                "index": index,
-                "transaction_id": transaction_id,
-                "status": "buffered",
-                "trace_id": message.trace_id,
-                "transactionId": transaction_id,
-                "queueName": message.queue,
-                "queue": message.queue,
-                "partition": message.partition,
-            }
-            for index, (message, transaction_id) in enumerate(zip(messages, buffered.transaction_ids, strict=True))
-        ]
-    )
+    """The answer to a push that went to the spool: there is no message id yet, and perhaps no transaction id."""
+    results: list[Pushed] = []
+    for index, (message, transaction_id) in enumerate(zip(messages, buffered.transaction_ids, strict=True)):
+        result: Pushed = {
+            "index": index,
+            "status": "buffered",
+            "trace_id": message.trace_id,
+            "queueName": message.queue,
+            "queue": message.queue,
+            "partition": message.partition,
+        }
+        if transaction_id is not None:
+            result["transaction_id"] = result["transactionId"] = transaction_id
+        results.append(result)
+    return msgspec.json.encode(results)
 
 
 def _tail(queue: str, partition: str, partition_id: str) -> str:
