@@ -26,7 +26,13 @@ from queen.model.tree import Branch
 from queen.observability import logs
 from queen.supervision import handover
 from queen.supervision.children import BOOT_CRASHES, NEVER_SERVED
-from queen.supervision.control_socket import ControlSocket, Refused, control_path, make_runtime_directory
+from queen.supervision.control_socket import (
+    ControlSocket,
+    ControlSocketTaken,
+    Refused,
+    control_path,
+    make_runtime_directory,
+)
 from queen.supervision.database import Embedded, choose_database
 from queen.supervision.handover import Handover
 from queen.supervision.limits import Limits
@@ -488,13 +494,18 @@ class Supervisor:
         """
         await self.database.prepared.wait()
         path = control_path(self.settings, self._port.address[1])
-        if self.settings.control_socket is None and self.settings.database_url is not None:
-            try:
+        try:
+            if self.settings.control_socket is None and self.settings.database_url is not None:
                 make_runtime_directory(path.parent)
-            except StartupError as error:  # nobody asked for it: no reason not to serve
-                log.warning("no control socket", error=error.detail)
-                return
-        with ControlSocket(path) as control:
+            control = ControlSocket(path)
+        except ControlSocketTaken:
+            raise
+        except StartupError as error:
+            if self.settings.control_socket is not None:
+                raise
+            log.warning("no control socket", error=error.detail)  # nobody asked for it: no reason not to serve
+            return
+        with control:
             log.debug("control socket open", path=str(path))
             await control.run(self)
 

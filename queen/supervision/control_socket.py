@@ -82,6 +82,10 @@ class Refused(Exception):
     """The command cannot be obeyed; the text says why."""
 
 
+class ControlSocketTaken(StartupError):
+    """Another server answers where ours was to be: it may be the same one, started twice."""
+
+
 class Controlled(Protocol):
     """The server as its control socket sees it. What takes long is begun and goes on by itself."""
 
@@ -109,7 +113,8 @@ class ControlSocket:
         not, unless ``replace`` says that this process succeeds it. May block for a moment.
 
         Raises:
-            StartupError: the path cannot be used, or another server answers there.
+            ControlSocketTaken: another server answers there.
+            StartupError: the path cannot be used.
         """
         self.path = path
         try:
@@ -117,7 +122,7 @@ class ControlSocket:
                 if path.exists() and not path.is_socket():
                     raise StartupError(f"{path} is no socket: give another path with --control-socket")
                 if not replace and _answers(address):
-                    raise StartupError(
+                    raise ControlSocketTaken(
                         f"another server answers on the control socket {path}: stop it, or give another path with "
                         "--control-socket"
                     )

@@ -254,6 +254,20 @@ def test_a_second_server_is_kept_off_the_control_socket_and_off_the_pidfile(
     assert not path.exists()
 
 
+def test_a_control_socket_that_nobody_asked_for_and_that_cannot_be_made_is_no_reason_not_to_serve(
+    start_server: StartServer, scratch: Path
+) -> None:
+    (scratch / "file").touch()
+    nowhere = {"RUNTIME_DIRECTORY": str(scratch / "file" / "below")}
+    server = start_server(*TINY, *NO_DATABASE, workers=1, environment=nowhere).wait_ready()
+    assert server.answers()
+    assert "no control socket" in server.log
+
+    asked = start_server(*TINY, *NO_DATABASE, "--control-socket", str(scratch / "file" / "socket"), workers=1)
+    assert asked.wait_exit() == 3
+    assert "cannot be made: Not a directory" in asked.log
+
+
 def test_the_service_manager_is_told_what_happens(start_server: StartServer, scratch: Path) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ears:
         ears.bind(str(scratch / "notify"))
