@@ -113,6 +113,13 @@ def bench(session: nox.Session) -> None:
 
 
 @nox.session
+def peers(session: nox.Session) -> None:
+    """Other durable queues at the same work on the same machine. Arguments go to perf.peers."""
+    install(session, "peers")
+    session.run("python", "-m", "perf.peers", *session.posargs)
+
+
+@nox.session
 def campaign(session: nox.Session) -> None:
     """Hours of load with processes killed underneath it. Arguments go to perf.campaign."""
     install(session, "tests")
