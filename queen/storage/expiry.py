@@ -29,11 +29,14 @@ BURY_MESSAGES: Final = 500
 BURY_BYTES: Final = 512 * 1024
 """Raw envelopes read for them, at least one segment."""
 
+DUE_QUEUES: Final = 1000
+"""Queues of a bucket that one sweep looks at: some milliseconds. Those left are the first of the next."""
+
 _SWEEP_LOCK: Final = 0x7175_6501
 """First key of the advisory locks of sweeps; the second is the bucket."""
 
 _LOCK: Final = "SELECT pg_try_advisory_xact_lock($1, $2)"
-_DUE: Final = "SELECT expiring_queues AS queue_id FROM queen.expiring_queues($1, NULL)"
+_DUE: Final = "SELECT due_queues AS queue_id FROM queen.due_queues($1, NULL, $2)"
 _EXPIRE: Final = """
     SELECT * FROM queen.expire($1, NULL, $2,
         clock_timestamp() - make_interval(secs => $3), clock_timestamp() - make_interval(secs => $4),
@@ -103,18 +106,18 @@ class Expiry:
         self._noticed = trio.Event()
 
     async def due(self) -> list[Queue]:
-        """The queues that have something for a sweep to do."""
+        """The queues that have something for a sweep to do, of at most DUE_QUEUES a bucket that are due for a look."""
 
         async def read(connection: Connection) -> list[Queue]:
             ids: set[UUID] = set()
             for bucket in range(self._buckets):
-                ids.update(row["queue_id"] for row in await connection.fetch(_DUE, bucket))
+                ids.update(row["queue_id"] for row in await connection.fetch(_DUE, bucket, DUE_QUEUES))
             if not ids:
                 return []
             rows = await connection.fetch(SELECT_QUEUE + " WHERE queue_id = ANY ($1) ORDER BY name", list(ids))
             return [queue_of(row) for row in rows]
 
-        return await self._bridge.run(read, writes=False)
+        return await self._bridge.run(read)
 
     async def expire(self, queue: Queue, limit: int) -> int:
         """Remove what ttl, eviction and retention let go of one queue, in steps of ``limit`` partitions; before that,

@@ -360,3 +360,66 @@ async def test_every_message_is_acknowledged_or_a_dead_letter_or_still_to_come_a
         to_come = await broker.drain("q", group=group, partitions=3)
         dead = data(await letters(broker, group=group))
         assert sorted(acknowledged[group] + dead + to_come) == pushed
+
+
+# -- whom a sweep looks at --------------------------------------------------------------------------------------------
+
+
+async def test_a_sweep_looks_at_a_queue_when_something_in_it_may_be_too_old_and_not_before(
+    broker: Broker, database_clock: DatabaseClock, sql: Session
+) -> None:
+    waiting = "SELECT count(*) FROM queen.queue_sweeps WHERE due_at > clock_timestamp()"
+    buckets = broker.engine.store.buckets
+    await broker.configure("plain")
+    await broker.configure("q", **TTL)
+    assert await sql.fetchval("SELECT count(*) FROM queen.queue_sweeps") == buckets
+
+    async def due() -> list[str]:
+        return [queue.name for queue in await broker.engine.store.expiry.due()]
+
+    assert await due() == []
+    assert await sql.fetchval(waiting) == buckets
+    await database_clock.advance(30)
+    await broker.push("q", 1)
+    await database_clock.advance(31)
+    assert await due() == []
+    await database_clock.advance(30)
+    assert await due() == ["q"]
+    assert await due() == ["q"]  # until it has been done
+    assert await sweep(broker) == 1
+    assert await due() == []
+    assert await sql.fetchval(waiting) == buckets
+
+
+async def test_what_configure_asks_for_is_looked_at_by_the_next_sweep(
+    broker: Broker, database_clock: DatabaseClock, sql: Session
+) -> None:
+    await broker.configure("q", ttl_seconds=100_000, ttl_enforced=True)
+    await broker.push("q", 1)
+    await database_clock.advance(90)
+    assert await broker.engine.store.expiry.due() == []
+
+    await broker.configure("q", **TTL)
+    assert [queue.name for queue in await broker.engine.store.expiry.due()] == ["q"]
+    await broker.configure("q")
+    assert await broker.engine.store.expiry.due() == []
+    assert await sql.fetchval("SELECT count(*) FROM queen.queue_sweeps") == 0
+    await broker.configure("q", **TTL)
+    await broker.engine.delete_queue("q")
+    assert await sql.fetchval("SELECT count(*) FROM queen.queue_sweeps") == 0
+
+
+async def test_more_queues_than_one_sweep_looks_at_are_looked_at_by_the_next(
+    broker: Broker, database_clock: DatabaseClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("queen.storage.expiry.DUE_QUEUES", 2)
+    for at in range(5):
+        await broker.configure(f"q{at}", **TTL)
+        await broker.push(f"q{at}", 1)
+    await database_clock.advance(61)
+
+    seen = set()
+    for _ in range(3):
+        seen.update(queue.name for queue in await broker.engine.store.expiry.due())
+
+    assert seen == {"q0", "q1", "q2", "q3", "q4"}

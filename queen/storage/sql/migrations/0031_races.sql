@@ -120,5 +120,6 @@ BEGIN
         ORDER BY cu.partition_id, cu.group_name FOR NO KEY UPDATE
     ) put_off
     WHERE c.bucket = p_bucket AND c.partition_id = put_off.partition_id AND c.group_name = put_off.group_name;
+    PERFORM queen.schedule_sweep(p_bucket, v_now, p_queue_id);  -- 0035_sweeps.sql
 END
 $$;

@@ -18,15 +18,6 @@ CREATE TABLE queen.expired_ranges (
     CONSTRAINT expired_ranges_not_empty CHECK (first_offset < end_offset)
 ) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000);
 
--- From which moment on messages of a queue are young enough to be delivered; NULL: none is too old.
-CREATE OR REPLACE FUNCTION queen.expiry_floor(q queen.queues, p_now timestamptz) RETURNS timestamptz
-LANGUAGE sql IMMUTABLE AS $$
-    SELECT p_now - make_interval(secs => least(
-        CASE WHEN (q).ttl_enforced AND (q).ttl_seconds > 0 THEN (q).ttl_seconds END,
-        CASE WHEN (q).max_wait_time_seconds > 0 THEN (q).max_wait_time_seconds END,
-        CASE WHEN (q).retention_enabled AND (q).retention_seconds > 0 THEN (q).retention_seconds END))
-$$;
-
 -- Which option it is that lets messages of a queue expire, in a sentence for a dead letter.
 CREATE OR REPLACE FUNCTION queen.expiry_reason(p_queue_id uuid) RETURNS text LANGUAGE sql STABLE AS $$
     SELECT format('Expired: %s of %s s is over', age.option, age.seconds)
@@ -37,33 +28,6 @@ CREATE OR REPLACE FUNCTION queen.expiry_reason(p_queue_id uuid) RETURNS text LAN
     ) AS age (place, option, seconds)
     WHERE q.queue_id = p_queue_id AND age.seconds IS NOT NULL
     ORDER BY age.seconds, age.place LIMIT 1
-$$;
-
--- Serve the sweeps: queues in which something may be too old some day.
-CREATE INDEX queues_that_expire ON queen.queues (queue_id)
-    WHERE ttl_enforced OR max_wait_time_seconds > 0 OR retention_enabled;
-
--- The queues that have something for a sweep to do in a bucket: their oldest partition is older than an option allows.
--- One look at an index for each queue that has such an option.
-CREATE OR REPLACE FUNCTION queen.expiring_queues(p_bucket integer, p_now timestamptz) RETURNS SETOF uuid
-LANGUAGE plpgsql STABLE
-SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off
-AS $$
-DECLARE
-    v_now timestamptz := coalesce(p_now, clock_timestamp());
-BEGIN
-    RETURN QUERY
-        SELECT q.queue_id FROM queen.queues q
-        CROSS JOIN LATERAL (
-            SELECT p.oldest_at FROM queen.partitions p
-            WHERE p.bucket = p_bucket AND p.queue_id = q.queue_id AND p.oldest_at IS NOT NULL
-            ORDER BY p.oldest_at LIMIT 1
-        ) oldest
-        WHERE (q.ttl_enforced OR q.max_wait_time_seconds > 0 OR q.retention_enabled)
-            AND oldest.oldest_at < greatest(queen.expiry_floor(q, v_now),
-                CASE WHEN q.retention_enabled AND q.completed_retention_seconds > 0
-                    THEN v_now - make_interval(secs => q.completed_retention_seconds) END);
-END
 $$;
 
 -- Have the groups of a partition pass what has expired of it before p_until, and note it down for their dead letters. The

@@ -121,7 +121,7 @@ BEGIN
                 make_interval(secs => q.window_buffer_seconds) AS quiet,
                 q.delayed_processing_seconds > 0 AS delays, q.window_buffer_seconds > 0 AS waits_for_quiet,
                 CASE WHEN q.retry_delay_enforced THEN q.retry_delay_ms ELSE 0 END AS retry_delay_ms,
-                least(  -- as queen.expiry_floor has it, without the call
+                least(
                     CASE WHEN q.ttl_enforced AND q.ttl_seconds > 0 THEN q.ttl_seconds END,
                     CASE WHEN q.max_wait_time_seconds > 0 THEN q.max_wait_time_seconds END,
                     CASE WHEN q.retention_enabled AND q.retention_seconds > 0 THEN q.retention_seconds END) AS age,

@@ -122,6 +122,7 @@ DECLARE
 BEGIN
     DELETE FROM queen.queue_buckets b WHERE b.bucket = p_bucket AND b.queue_id = p_queue_id;
     DELETE FROM queen.queue_rooms r WHERE r.bucket = p_bucket AND r.queue_id = p_queue_id;
+    DELETE FROM queen.queue_sweeps w WHERE w.bucket = p_bucket AND w.queue_id = p_queue_id;  -- 0035_sweeps.sql
     v_ids := ARRAY(
         SELECT p.partition_id FROM queen.partitions p WHERE p.bucket = p_bucket AND p.queue_id = p_queue_id
         ORDER BY p.partition_id LIMIT p_limit FOR UPDATE);
