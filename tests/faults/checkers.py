@@ -183,11 +183,13 @@ def check_ids(history: History) -> Sentences:
     for push in history.pushes:
         if push.again and push.verdicts is not None:
             for item, verdict in zip(push.items, push.verdicts, strict=True):
+                if verdict.status == "buffered":
+                    continue  # whether it is one message, its deliveries tell
                 if verdict.status != "duplicate":
                     yield f"{item} pushed again was {verdict.status}"
-                elif verdict.id != first[item]:
+                elif first[item] and verdict.id != first[item]:
                     yield f"{item} pushed again has another id"
-    seen: dict[tuple[int, int], str] = dict(first)
+    seen: dict[tuple[int, int], str] = {item: identity for item, identity in first.items() if identity}
     for delivery in history.deliveries:
         for number, identity in zip(delivery.numbers, delivery.ids, strict=True):
             if seen.setdefault((delivery.partition, number), identity) != identity:
@@ -264,7 +266,7 @@ def check_answers(history: History) -> Sentences:
         if "duplicate" in statuses and all(attempt.outcome is Outcome.REFUSED for attempt in earlier):
             codes = [attempt.told for attempt in earlier] or ["never sent before"]
             yield f"the push of {push.items[0]} was stored although it was {codes[-1]}"
-        if statuses - {"queued", "duplicate"}:
+        if statuses - {"queued", "duplicate", "buffered"}:
             yield f"the push of {push.items[0]} was answered {sorted(statuses)}"
         if len(statuses) > 1:
             yield f"the push of {push.items[0]} was stored in part"

@@ -27,8 +27,8 @@ class Attempt(msgspec.Struct, frozen=True):
 class Verdict(msgspec.Struct, frozen=True):
     """What a push was told of one message."""
 
-    status: str  # queued, duplicate
-    id: str
+    status: str  # queued, duplicate, buffered
+    id: str  # empty: it has none yet, being in the spool
 
 
 class Push(msgspec.Struct):

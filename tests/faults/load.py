@@ -171,7 +171,7 @@ class Load:
         attempt, answer = await self._until_answered(wire, "push", "/api/v1/push", body, push.attempts)
         push.attempts.append(attempt)
         if answer is not None:
-            push.verdicts = [Verdict(item["status"], item["message_id"]) for item in answer]
+            push.verdicts = [Verdict(item["status"], item.get("message_id", "")) for item in answer]
 
     def _item(self, partition: int, number: int) -> dict[str, Any]:
         """Half of the partitions name messages the way that is checked by range, half the way of order numbers."""
