@@ -43,11 +43,12 @@ class Serve(msgspec.Struct, frozen=True, tag="serve"):
 class Drain(msgspec.Struct, frozen=True, tag="drain"):
     """Supervisor → worker: take nothing new, finish what is begun, exit.
 
-    ``replaced``: others go on accepting from the same socket, and there is no hurry; connections that are idle may
-    stay for as long as the grace, so that none ends while its client sends. Without it, whatever waits in the backlog
-    is the last that is accepted, and idle connections end at once.
+    ``others``: other workers of the server go on, and there is no hurry: connections that are idle are theirs. Without
+    them these end at once. ``replaced``: one of them accepts from the same socket. Without it, whatever waits in the
+    backlog is the last that is accepted.
     """
 
+    others: bool = False
     replaced: bool = False
 
 

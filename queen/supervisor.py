@@ -354,13 +354,13 @@ class Supervisor:
         return [worker for place in places for worker in place.lives()]
 
     def _note_silent(self, worker: WorkerProcess) -> None:
-        seconds = self.settings.hang_seconds
+        seconds = round(worker.silent_seconds)
         log.error("worker hangs: its loop gives no sign of life", slot=worker.slot, pid=worker.pid, seconds=seconds)
-        self._errands.start_soon(worker.put_down, f"hung: no sign of life for {seconds:g} s")
+        self._errands.start_soon(worker.put_down, f"hung: no sign of life for {seconds} s")
 
     async def _close_slot(self, slot: Slot) -> None:
         self._leaving.append(slot)
-        slot.close()
+        slot.close(others=True)
         await slot.place.wait_closed()
         self._leaving.remove(slot)
         self._done_before += slot.done

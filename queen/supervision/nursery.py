@@ -106,7 +106,8 @@ class Life(ABC):
         self.how = ""  # it ended, for people
         self.condemned = ""  # why it is being ended before its time
         self.heard = False  # it has given a sign of life since the Vigil last looked
-        self.silent_seconds: float | None = None  # by the Vigil's count; None: it has given no sign yet
+        self.has_spoken = False  # it has given one at all
+        self.silent_seconds = 0.0  # by the Vigil's count
         self.tell: Callable[[], None] = lambda: None  # called when it is ready, and when it has ended
         self._scope = trio.CancelScope()
 
@@ -125,9 +126,7 @@ class Life(ABC):
             self.tell()
 
     def note_sign_of_life(self) -> None:
-        self.heard = True
-        if self.silent_seconds is None:
-            self.silent_seconds = 0.0
+        self.heard = self.has_spoken = True
 
     def note_ready(self) -> None:
         """It serves now. Harmless when repeated."""
@@ -311,10 +310,15 @@ class Vigil:
 
     Time counts only while we could have heard them: one who was stopped or starved himself, and comes to, must not
     take everybody else for dead.
+
+    Args:
+        limit_seconds: of silence.
+        first_seconds: the same for one that has given no sign yet: it may still be reading its code.
     """
 
-    def __init__(self, limit_seconds: float) -> None:
-        self.limit_seconds = limit_seconds
+    def __init__(self, limit_seconds: float, first_seconds: float = 60.0) -> None:
+        self._limit_seconds = limit_seconds
+        self._first_seconds = max(first_seconds, limit_seconds)
 
     async def run(self, lives: Callable[[], Iterable[L]], silent: Callable[[L], None]) -> None:
         """Look until cancelled. ``silent`` is called once for each child."""
@@ -328,10 +332,9 @@ class Vigil:
             alive = list(lives())
             told.intersection_update(alive)
             for life in alive:
-                if life.silent_seconds is None:
-                    continue
                 life.silent_seconds = 0.0 if life.heard else life.silent_seconds + awake_seconds
                 life.heard = False
-                if life.silent_seconds >= self.limit_seconds and life not in told:
+                limit_seconds = self._limit_seconds if life.has_spoken else self._first_seconds
+                if life.silent_seconds >= limit_seconds and life not in told:
                     told.add(life)
                     silent(life)

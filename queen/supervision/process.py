@@ -84,7 +84,8 @@ class WorkerProcess(Life):
         self.lot = random.random()  # see Limits
         self.slot: int | None = None
         self.process: ChildProcess | None = None
-        self.replaced = False  # another serves its socket: no hurry in draining
+        self.others = False  # go on when it drains: no hurry
+        self.replaced = False  # and one of them serves its socket
         self.heartbeat = NO_HEARTBEAT
         self.heard_heartbeat: Callable[[Heartbeat, Heartbeat], None] = lambda _before, _now: None
         self.serves: Callable[[], None] = lambda: None  # called when it is ready
@@ -239,7 +240,7 @@ class WorkerProcess(Life):
     async def _drain_when_told(self, channel: ControlChannel) -> None:
         await self.draining.wait()
         with contextlib.suppress(trio.BrokenResourceError):
-            await channel.send(Drain(replaced=self.replaced))
+            await channel.send(Drain(others=self.others, replaced=self.replaced))
 
     async def reload_certificate(self) -> None:
         """Have the worker read it again. One that starts, or starts anew, reads it anyway."""

@@ -123,8 +123,10 @@ class Slot:
         """
         await self.place.run()
 
-    def close(self) -> None:
-        """Drain, and serve no more."""
+    def close(self, *, others: bool = False) -> None:
+        """Drain, and serve no more. ``others``: other slots go on."""
+        for worker in self.place.lives():
+            worker.others = others
         self.close_listener()  # or the kernel would go on taking connections for nobody
         self.place.close(self._around.settings.grace_seconds + KILL_MARGIN_SECONDS)
 
@@ -239,4 +241,4 @@ class Slot:
 
 
 def _leave_socket_to_successor(worker: WorkerProcess) -> None:
-    worker.replaced = True
+    worker.others = worker.replaced = True

@@ -24,7 +24,7 @@ def draw_server(server: Snapshot, workers: Sequence[tuple[WorkerProcess, tuple[B
 def draw_worker(worker: WorkerProcess, branches: tuple[Branch, ...] | None) -> Branch:
     place = "spare" if worker.slot is None else f"in slot {worker.slot}"
     if branches is None:
-        at, seconds = "does not answer", worker.silent_seconds or 0.0
+        at, seconds = "does not answer", worker.silent_seconds
     elif worker.draining.is_set():
         at, seconds = "draining", worker.served_seconds()
     elif worker.ready.is_set():

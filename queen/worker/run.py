@@ -67,9 +67,11 @@ LAG_SECONDS: Final = 0.05
 """Between two looks at how late the loop is. 20 a second cost 0.1 % of a core, and see what blocks it for longer."""
 
 HARD_EXIT_MARGIN_SECONDS: Final = 1.0  # past the grace, and before the supervisor's own margin runs out
-REPLACED_LINGER_SECONDS: Final = 5.0
-"""How long a connection may be idle in a worker that was replaced, before it is ended. A client that sends meanwhile is
-told with the answer that it is the last one here."""
+ALONE: Final = Drain()
+
+LINGER_SECONDS: Final = 5.0
+"""How long a connection may be idle in a worker that drains while others go on, before it is ended. A client that sends
+meanwhile is told with the answer that it is the last one here."""
 
 SUPERVISOR_SECONDS: Final = 0.5
 """How long the supervisor may take to say how the server is: a scrape goes on without it."""
@@ -283,7 +285,7 @@ class Worker:
                 case Serve():
                     self._take_slot(message, socket.socket(fileno=self._channel.take_descriptor()))
                 case Drain():
-                    self._drain(self._settings.grace_seconds, "asked to", replaced=message.replaced)
+                    self._drain(self._settings.grace_seconds, "asked to", message)
                 case Describe(number):
                     answers.start_soon(self._describe, number)
                 case TellSnapshot():
@@ -309,14 +311,14 @@ class Worker:
             async for number in signals:
                 self._drain(self._settings.grace_seconds, signal.Signals(number).name)
 
-    def _drain(self, grace_seconds: float, why: str, *, replaced: bool = False) -> None:
+    def _drain(self, grace_seconds: float, why: str, told: Drain = ALONE) -> None:
         """Take nothing new, let what is begun finish, and be gone by a deadline that no stuck client can move."""
         log.info("draining", why=why, grace_seconds=grace_seconds)
         exit_by(grace_seconds + HARD_EXIT_MARGIN_SECONDS)
-        linger_seconds = min(REPLACED_LINGER_SECONDS, grace_seconds / 2) if replaced else 0.0
-        self._how_to_drain = HowToDrain(grace_seconds, linger_seconds, keep_backlog=replaced)
+        linger_seconds = min(LINGER_SECONDS, grace_seconds / 2) if told.others else 0.0
+        self._how_to_drain = HowToDrain(grace_seconds, linger_seconds, keep_backlog=told.replaced)
         if self._service is not None:
-            self._service.begin_drain(replaced=replaced)  # parked polls end now, with nothing
+            self._service.begin_drain(replaced=told.others)  # parked polls end now, with nothing
         self._end()
 
     def _end(self) -> None:
@@ -356,11 +358,22 @@ def worker_name(settings: Settings, slot: int | None) -> str:
     return f"{settings.worker_id or socket.gethostname()}-{'spare' if slot is None else slot}"
 
 
+async def give_signs_of_life(channel: ControlChannel) -> None:
+    """Heartbeats that say nothing but that this process has come so far; until cancelled."""
+    with contextlib.suppress(trio.BrokenResourceError):  # whoever receives hears of it
+        while True:
+            await channel.send(Heartbeat(rss_bytes=rss_bytes()))
+            await trio.sleep(HEARTBEAT_SECONDS)
+
+
 async def run_worker(control: socket.socket, factory: Callable[[Settings], Any]) -> int:
     """Wait to be told to start, then serve. Returns the exit code."""
     start_dumper()
     async with ControlChannel(control) as channel:
-        start = await channel.receive()
+        async with trio.open_nursery() as waiting:
+            waiting.start_soon(give_signs_of_life, channel)
+            start = await channel.receive()
+            waiting.cancel_scope.cancel()
         if not isinstance(start, Start):
             return 0  # drained, or orphaned, before there was anything to do
         settings = decode_settings(start.settings)
