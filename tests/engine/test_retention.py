@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tests.conftest import Broker, DatabaseClock, OpenBroker, Session
+    from tests.conftest import Broker, DatabaseClock, OpenBroker, OpenSession, Session
 
 import pytest
 
@@ -165,3 +165,25 @@ async def test_housekeeping_finishes_a_deletion_that_was_cut_short(open_broker: 
 
     assert await stored(sql) == 0
     assert await sql.fetchval("SELECT count(*) FROM queen.cursors") == 0
+
+
+@pytest.mark.buckets
+async def test_a_server_leaves_the_sweep_of_a_bucket_to_the_one_that_is_at_it(
+    broker: Broker, database_clock: DatabaseClock, sessions: OpenSession, sql: Session
+) -> None:
+    await broker.configure("q", max_wait_time_seconds=10)
+    await broker.push("q", 1)
+    await database_clock.advance(40 * 86_400)
+    elsewhere = sessions()
+    await elsewhere.execute("BEGIN")
+    await elsewhere.fetch(
+        "SELECT pg_advisory_xact_lock($1, bucket) FROM generate_series(0, $2) AS bucket",
+        0x7175_6501,
+        broker.engine.store.buckets - 1,
+    )
+
+    assert await sweep(broker) == 0
+    assert await broker.engine.store.expiry.clean(30, 10) == 0
+    assert await stored(sql) == 1
+    await elsewhere.execute("COMMIT")
+    assert await sweep(broker) == 1
