@@ -126,7 +126,7 @@ class Connection(TrioASGIHTTPConnection):
 
     def __init__(self, app: QueenApp, scope: HTTPScope) -> None:
         root_path = scope.get("root_path", "").rstrip("/")
-        path = root_path + encoded_path(cast("dict[str, Any]", scope))
+        path = root_path + encoded_path(cast("dict[str, Any]", scope)) or "/"
         super().__init__(app, cast("HTTPScope", {**scope, "root_path": root_path, "path": path}))
         self._received = trio.Event()
         self._answering = False

@@ -23,6 +23,9 @@ LINGER_SECONDS: Final = 5.0
 """How long the rest of a refused body is read and dropped. A connection closed with unread data is reset, and the
 client would see that instead of the answer; longer would serve a client that does not stop."""
 
+LOGGED_CHARACTERS: Final = 300
+"""Of a path or of something named in it: a request line may have 64 KiB of it, and each makes a line of the log."""
+
 SLOW_SECONDS: Final = 1.0
 """A request that took longer than this by no wish of its own is logged at info."""
 
@@ -95,6 +98,12 @@ def problem_of(error: Exception) -> Problem:
     return Problem(error.status, error.code, error.title, error.detail, headers, results)
 
 
+def _shortened(fact: object) -> object:
+    if isinstance(fact, str) and len(fact) > LOGGED_CHARACTERS:
+        return f"{fact[:LOGGED_CHARACTERS]}\N{HORIZONTAL ELLIPSIS} ({len(fact)} characters)"
+    return fact
+
+
 def log_request(
     method: str, path: str, status: int | None, seconds: float, call: Call | None, error_code: str | None
 ) -> None:
@@ -117,9 +126,9 @@ def log_request(
         level,
         "request",
         method=method,
-        path=path,
+        path=_shortened(path),
         status=status,
         duration_seconds=round(seconds, 6),
-        **({} if call is None else call.facts),
+        **({} if call is None else {name: _shortened(fact) for name, fact in call.facts.items()}),
         **({} if error_code is None else {"code": error_code}),
     )

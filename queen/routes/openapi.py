@@ -32,7 +32,7 @@ from queen.errors import (
     UnsupportedCoding,
 )
 from queen.routes.call import JSON, Answer, Call, Context
-from queen.routes.wire.body import name_schema
+from queen.routes.wire.body import NO_NUL, name_schema
 from queen.routes.wire.metrics import PROMETHEUS, PrometheusText
 
 if TYPE_CHECKING:
@@ -225,6 +225,8 @@ def _parameters(schema: Object) -> list[Object]:
             said = next(choice for choice in choices if choice != {"type": "null"}) | said
         if "enum" in said:
             said |= {"type": "string", "enum": [value for value in said["enum"] if value is not None]}
+        if said.get("type") == "string" and not {"enum", "format"} & set(said):
+            said = NO_NUL | said
         if said.get("default", 0) is None:
             del said["default"]
         description = said.pop("description", None)

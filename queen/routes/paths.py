@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import quote, unquote
 
 from queen.errors import InvalidRequest
 
@@ -19,8 +19,8 @@ def encoded_path(scope: Mapping[str, Any]) -> str:
     as far as it agrees with ``path``, else ``path`` is encoded again (a slash inside a name is then lost).
     """
     path: str = scope["path"]
-    if not path.startswith("/"):  # absolute form, as sent to a proxy
-        path = urlsplit(path).path
+    if not path.startswith("/"):
+        path = _path_of_absolute(path)
     root_path: str = scope.get("root_path", "").rstrip("/")
     if root_path and (path == root_path or path.startswith(root_path + "/")):
         path = path[len(root_path) :]
@@ -33,6 +33,15 @@ def encoded_path(scope: Mapping[str, Any]) -> str:
             return raw[start:]
         start = raw.find("/", start + 1)
     return quote(path, safe="/")
+
+
+def _path_of_absolute(target: str) -> str:
+    """The path of a target in absolute form, as it is sent to a proxy. What is in front of it is not looked at: it may
+    be no host at all (``http://[::1``)."""
+    _, scheme_ends, rest = target.partition("://")
+    if not scheme_ends:
+        return target
+    return "/" + rest.partition("/")[2]
 
 
 def decode_segment(segment: str, what: str) -> str:

@@ -400,6 +400,8 @@ ROUTES = [
     Case("routes: health by POST", "POST", "/health", b"", 405, "this route answers GET, HEAD"),
     Case("routes: a made-up method", "BREW", "/api/v1/push", b"", 405, "this route answers POST"),
     Case("routes: delete a name too long", "DELETE", f"/api/v1/resources/queues/{LONG}", b"", 400, "queue must be …"),
+    Case("routes: filter by NUL", "GET", "/api/v1/status/queues?task=a%00b", b"", 400, "task must not contain …"),
+    Case("routes: no host at all", "GET", "http://[::1/livez", b"", 200, None),
     Case("routes: delete NUL", "DELETE", "/api/v1/resources/queues/%00", b"", 400, "queue must not contain …"),
 ]
 

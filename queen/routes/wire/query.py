@@ -40,14 +40,25 @@ class _Parameter(NamedTuple):
 
 
 def read_query(query: Mapping[str, str], kind: type[T]) -> T:
-    """The parameters that ``kind`` declares. What cannot be read is as if absent; numbers are kept in bounds."""
+    """The parameters that ``kind`` declares. What cannot be read is as if absent; numbers are kept in bounds.
+
+    Raises:
+        InvalidRequest: there is a NUL in a text.
+    """
     parameters = parameters_of(kind)
     values = {}
     for name, text in query.items():
         parameter = parameters.get(name)
         if parameter is not None and (value := parameter.read(text)) is not None:
+            if value is text:
+                _check_text(text, name)
             values[parameter.field] = value
     return kind(**values)
+
+
+def _check_text(text: str, name: str) -> None:
+    if "\0" in text:  # PostgreSQL holds none: such a name is none
+        raise InvalidRequest(f"{name} must not contain the NUL character")
 
 
 def read_filter(query: Mapping[str, str], kind: type[T]) -> T:
