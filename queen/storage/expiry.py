@@ -50,10 +50,10 @@ _BURY: Final = """
     WITH buried AS (
         INSERT INTO queen.dead_letters AS d (bucket, partition_id, message_offset, group_name, queue_id, message_id,
             retry_count, created_at, failed_at, codec, minted, key_id, error, body)
-        SELECT $1, $2, g.message_offset, $3, $4, g.message_id, $5, g.created_at, $6, g.codec, g.minted, g.key_id, $7,
-            g.body
-        FROM unnest($8::bigint[], $9::uuid[], $10::timestamptz[], $11::smallint[], $12::boolean[], $13::text[],
-            $14::bytea[]) AS g (message_offset, message_id, created_at, codec, minted, key_id, body)
+        SELECT $1, $2, g.message_offset, $3, $4, g.message_id, $5, g.created_at, clock_timestamp(), g.codec, g.minted,
+            g.key_id, $6, g.body
+        FROM unnest($7::bigint[], $8::uuid[], $9::timestamptz[], $10::smallint[], $11::boolean[], $12::text[],
+            $13::bytea[]) AS g (message_offset, message_id, created_at, codec, minted, key_id, body)
         ON CONFLICT ON CONSTRAINT dead_letters_once_per_group DO NOTHING
         RETURNING 1
     ), counted AS (
@@ -208,7 +208,6 @@ class Expiry:
                 key.group,
                 found["queue_id"],
                 found["retry_count"],
-                found["expired_at"],
                 found["reason"],
                 *columns,
             )
