@@ -1,4 +1,4 @@
-"""What the server is doing at one moment, as a tree: supervisor, workers, connections, requests, writes, SQL. Values."""
+"""What the server does at one moment, as a tree: supervisor, workers, connections, requests, writes, SQL. Values."""
 
 from __future__ import annotations
 
