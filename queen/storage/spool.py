@@ -47,7 +47,7 @@ ENTRY_OVERHEAD: Final = 256
 """What an entry takes on the disk beside its body, generously: row, index, names."""
 
 CHECKPOINT_BYTES: Final = 1024 * 1024
-"""A file larger than this is given back to the disk when the spool is empty."""
+"""What the file and its log take beyond this is given back to the disk when the spool is empty."""
 
 _SCHEMA: Final = """
 CREATE TABLE entries (
@@ -159,6 +159,12 @@ class _File:
         self.sql.execute("PRAGMA auto_vacuum = INCREMENTAL")  # before the first table; later without effect
         self.sql.execute("PRAGMA journal_mode = WAL")
         self.sql.execute("PRAGMA synchronous = FULL")
+
+    @property
+    def size(self) -> int:
+        """Bytes on the disk, the log included."""
+        log = self.path.with_name(self.path.name + "-wal")
+        return self.path.stat().st_size + (log.stat().st_size if log.exists() else 0)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -431,8 +437,8 @@ class Spool:
         self._publish(file)
         if not self.figures.pending_entries:
             self._words[_BACKLOG] = 0
-            if file.path.stat().st_size > CHECKPOINT_BYTES:
-                file.sql.execute("PRAGMA incremental_vacuum").fetchall()
+            if file.size > CHECKPOINT_BYTES:
+                file.sql.executescript("PRAGMA incremental_vacuum")  # execute() would do a first page and stop
                 file.sql.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
     # -- about queues ---------------------------------------------------------------------------------------------
