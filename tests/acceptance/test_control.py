@@ -225,6 +225,15 @@ def test_metrics_of_the_supervisor_are_on_every_worker_and_go_on_when_one_dies(
     assert "queen_supervisor_workers_active 2" in text
     assert len(re.findall(r"^queen_supervisor_worker_restarts_total.* 1$", text, re.MULTILINE)) == 1
 
+    server.process.send_signal(signal.SIGSTOP)  # a supervisor that does not answer keeps no scrape from being answered
+    try:
+        status, body = server.get("/metrics/prometheus")
+    finally:
+        server.process.send_signal(signal.SIGCONT)
+    assert status == 200
+    assert b"queen_cluster_push_messages_total" in body
+    assert b"queen_supervisor" not in body
+
 
 def test_a_second_server_is_kept_off_the_control_socket_and_off_the_pidfile(
     start_server: StartServer, scratch: Path
