@@ -44,6 +44,22 @@ def _state_dir() -> Path:
     return Path(platformdirs.user_state_dir("queen-trio", appauthor=False))
 
 
+def _writable(directory: Path) -> Path | None:
+    """The directory, if it can be made and written; else None, and a word about it."""
+    existing = directory
+    while not existing.exists():
+        existing = existing.parent
+    if os.access(existing, os.W_OK | os.X_OK):
+        return directory
+    log.warning(
+        "no spool: pushes will be refused while PostgreSQL is away",
+        directory=str(directory),
+        reason=f"{existing} cannot be written",
+        name_another_with="FILE_BUFFER_DIR",
+    )
+    return None
+
+
 def _digest(text: str) -> str:
     """A short name for a database: what is spooled for one must not be drained into another."""
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
@@ -61,7 +77,7 @@ class Foreign:
         name = unquote(parts.path.lstrip("/")) or "postgres"
         self.where = f"database {name} on {unquote(host)}"
         port = parts.port or parse_qs(parts.query).get("port", ["5432"])[0]
-        self.spool_dir = _state_dir() / f"spool-{_digest(f'{host}:{port}/{name}')}"
+        self.spool_dir = _writable(_state_dir() / f"spool-{_digest(f'{host}:{port}/{name}')}")
 
     async def run(self) -> None:
         self.prepared.set()
@@ -77,7 +93,7 @@ class Embedded:
         self.ready = trio.Event()  # once up, even if it goes down later
         self._home = (home or embedded.default_home()).absolute()
         self.where = f"data in {self._home}"
-        self.spool_dir = self._home / "spool"
+        self.spool_dir: Path | None = self._home / "spool"
         self._hurry = hurry
         self._up_at = 0.0
         self._generation = 0  # counts the servers, from 1
