@@ -11,7 +11,7 @@ import trio
 from queen.config.settings import Settings
 from queen.engine.engine import open_engine
 from queen.errors import Draining
-from queen.storage.claims import ClaimOutcome, ClaimRequest
+from queen.storage.claims import ClaimOutcome, ClaimRequest, Surplus
 
 if TYPE_CHECKING:
     from tests.conftest import Broker, OpenBroker, Postgres, Session
@@ -79,7 +79,7 @@ async def test_a_batch_that_is_claimed_for_nobody_when_the_engine_closes_goes_ba
         await broker.push("q", 1)
         claim, begin_drain = broker.engine.store.claims.claim, broker.engine.begin_drain
 
-        async def claim_late(requests: Sequence[ClaimRequest]) -> list[ClaimOutcome]:
+        async def claim_late(requests: Sequence[ClaimRequest]) -> tuple[list[ClaimOutcome], list[Surplus]]:
             outcomes = await claim(requests)
             claimed.set()
             await closing.wait()
