@@ -166,3 +166,12 @@ def test_no_secret_shows_when_settings_are_printed() -> None:
 def test_each_variable_names_a_field_that_exists() -> None:
     assert {field for field, _ in ENVIRONMENT.values()} <= set(Settings.__struct_fields__)
     assert {field for field, _ in QUEUE_ENVIRONMENT.values()} <= set(QueueOptions.__struct_fields__)
+
+
+def test_a_ttl_or_retry_delay_of_the_environment_is_enforced_unless_it_is_the_default() -> None:
+    spelled_out = load_settings({"DEFAULT_TTL": "3600", "DEFAULT_RETRY_DELAY": "1000"})[0].queue_defaults
+    asked = load_settings({"DEFAULT_TTL": "60", "DEFAULT_RETRY_DELAY": "0"})[0].queue_defaults
+
+    assert spelled_out == QueueOptions()
+    assert (asked.ttl_seconds, asked.ttl_enforced) == (60, True)
+    assert (asked.retry_delay_ms, asked.retry_delay_enforced) == (0, True)
