@@ -39,7 +39,11 @@ def start_dumper() -> None:
         while True:
             signal.sigwait({TASKS})
             frame = sys._current_frames()[looping]
-            log.error("the loop is blocked", **describe_block(frame), tasks=describe_tasks(root))
+            try:
+                tasks = describe_tasks(root)
+            except RuntimeError:  # a set that changed while it was read
+                tasks = "the loop turns again"
+            log.error("the loop is blocked", **describe_block(frame), tasks=tasks)
 
     threading.Thread(target=wait_and_write, name="dumper", daemon=True).start()
 
