@@ -418,7 +418,7 @@ async def test_more_queues_than_one_sweep_looks_at_are_looked_at_by_the_next(
         await broker.push(f"q{at}", 1)
     await database_clock.advance(61)
 
-    seen = set()
+    seen: set[str] = set()
     for _ in range(3):
         seen.update(queue.name for queue in await broker.engine.store.expiry.due())
 
