@@ -19,6 +19,7 @@ QueenError
 ├── OutcomeUnknown          503  the connection broke while committing: applied or not, unknown
 ├── Overloaded              503  a bounded room is full: nothing was applied
 ├── SpoolFull               503  PostgreSQL does not take pushes now and the spool is full: nothing was applied
+├── SpoolForeign            503  what waits in the spool is for another database: it is not stored
 ├── SpoolUnavailable        503  PostgreSQL does not take pushes now and the spool's disk fails: nothing was applied
 ├── Draining                503  the server is shutting down
 └── StartupError            —    this process cannot serve; one sentence for the operator
@@ -200,6 +201,19 @@ class SpoolFull(QueenError):
         super().__init__(
             f"the spool holds the {max_bytes // (1024 * 1024)} MiB it may hold; nothing was applied; "
             "try again when it has drained"
+        )
+
+
+class SpoolForeign(QueenError):
+    """What waits in the spool was accepted for another database. Nothing of it was stored, nothing is lost."""
+
+    code, status, title = "spool_foreign", 503, "Spool of another database"
+    retry_after_seconds = 60
+
+    def __init__(self, directory: str, messages: int) -> None:
+        super().__init__(
+            f"{messages} messages in the spool {directory} were accepted for another database: start a server on that "
+            "one with this spool, or give this one another with FILE_BUFFER_DIR"
         )
 
 

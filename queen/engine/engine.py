@@ -23,7 +23,15 @@ from queen.engine.monitor import Monitor
 from queen.engine.spooling import PUSH_MAINTENANCE, Spooling
 from queen.engine.turns import Turns
 from queen.engine.wakeups import UNNAMED, Lot, Topic, Wakeups, hint, hints_of
-from queen.errors import EncryptionUnavailable, OutcomeUnknown, QueenError, QueueFull, StorageUnavailable
+from queen.errors import (
+    EncryptionUnavailable,
+    OutcomeUnknown,
+    QueenError,
+    QueueFull,
+    SpoolForeign,
+    StartupError,
+    StorageUnavailable,
+)
 from queen.model.message import (
     Ack,
     AckResult,
@@ -695,6 +703,7 @@ def _with_lease(ack: Ack, lease_id: str) -> Ack:
 @asynccontextmanager
 async def open_engine(settings: Settings) -> AsyncIterator[Engine]:
     """Open storage and the engine's tasks; close them in reverse. Raises StartupError with one sentence."""
+    refusal: StartupError | None = None
     async with AsyncExitStack() as stack:
         spool: Spool | None = None
         known_buckets: int | None = None
@@ -708,13 +717,18 @@ async def open_engine(settings: Settings) -> AsyncIterator[Engine]:
         engine = Engine(store, settings, spool)
         if not store.away:
             await engine.read_switches()
-            if spool is not None:
-                await spool.remember_buckets(store.buckets)
-        await tasks.start(engine.run)
-        try:
-            yield engine
-        finally:
-            engine.begin_drain()
-            with trio.move_on_after(_SETTLE_SECONDS, shield=True):  # a lease for nobody would keep others waiting
-                await engine.settle()
-            tasks.cancel_scope.cancel()
+            try:
+                await engine.spooling.check_home()
+            except SpoolForeign as error:
+                refusal = StartupError(error.detail)  # raised below, where there is no nursery to make a group of it
+        if refusal is None:
+            await tasks.start(engine.run)
+            try:
+                yield engine
+            finally:
+                engine.begin_drain()
+                with trio.move_on_after(_SETTLE_SECONDS, shield=True):  # a lease for nobody would keep others waiting
+                    await engine.settle()
+                tasks.cancel_scope.cancel()
+    if refusal is not None:
+        raise refusal

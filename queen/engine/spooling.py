@@ -29,6 +29,7 @@ from queen.errors import (
     OutcomeUnknown,
     Overloaded,
     QueenError,
+    SpoolForeign,
     SpoolFull,
     SpoolUnavailable,
     StorageUnavailable,
@@ -50,6 +51,9 @@ MAX_WAITING: Final = 20_000
 
 RETRY_SECONDS: Final = 1.0
 """Until the drain tries again after PostgreSQL has refused it."""
+
+FOREIGN_SECONDS: Final = 60.0
+"""Until it is said again that the spool is not for this database."""
 
 TURN_SECONDS: Final = 5.0
 """How long a transaction that pushes waits for the spooled messages of its queues before it is refused."""
@@ -193,6 +197,12 @@ class Spooling:
 
     # -- draining -------------------------------------------------------------------------------------------------
 
+    async def check_home(self) -> None:
+        """Refuse to have what was accepted for one database stored in another. Raises SpoolForeign."""
+        spool = self.spool
+        if spool is not None and not await spool.belongs_to(await self._store.born(), self._store.buckets):
+            raise SpoolForeign(str(spool.directory), spool.figures.pending_messages)
+
     def kick(self) -> None:
         """Look now whether there is anything to drain."""
         self._kick.set()
@@ -216,6 +226,9 @@ class Spooling:
                 continue
             try:
                 await self._drain(spool)
+            except SpoolForeign as error:
+                log.error("the spool is not drained", error=error.detail)
+                await trio.sleep(FOREIGN_SECONDS)
             except QueenError as error:
                 log.warning("the spool is not drained, will try again", error=error.detail)
                 with trio.move_on_after(RETRY_SECONDS):
@@ -228,6 +241,7 @@ class Spooling:
         await self._look_at_switches()
         if self.maintenance:
             return
+        await self.check_home()
         began_at, messages = trio.current_time(), 0
         log.info("draining the spool", messages=spool.figures.pending_messages)
         try:

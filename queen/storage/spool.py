@@ -74,14 +74,15 @@ CREATE TABLE quarantine (
 ) STRICT;
 CREATE TABLE meta (
     only_row INTEGER PRIMARY KEY CHECK (only_row = 1),
-    buckets INTEGER,                    -- of the database this spool belongs to, since it was first seen
+    database_born TEXT,                 -- of the database this spool belongs to: when it was initialised
+    buckets INTEGER,                    -- and its number of buckets
     pending_entries INTEGER NOT NULL,
     pending_messages INTEGER NOT NULL,
     pending_bytes INTEGER NOT NULL,
     quarantined_messages INTEGER NOT NULL,
     quarantined_bytes INTEGER NOT NULL
 ) STRICT;
-INSERT INTO meta VALUES (1, NULL, 0, 0, 0, 0, 0);
+INSERT INTO meta VALUES (1, NULL, NULL, 0, 0, 0, 0, 0);
 """
 
 _Row = tuple[str, int, int, str | None, bytes]
@@ -475,15 +476,24 @@ class Spool:
         found: int | None = self._writer.sql.execute("SELECT buckets FROM meta").fetchone()[0]
         return found
 
-    async def remember_buckets(self, buckets: int) -> None:
-        """So that a worker can start while PostgreSQL is away."""
+    async def belongs_to(self, born: str, buckets: int) -> bool:
+        """Whether what waits here is for the database that was initialised then. An empty spool is anybody's.
 
-        def write() -> None:
-            if self.buckets != buckets:
-                with self._writer.locked(), self._writer.transaction():
-                    self._writer.sql.execute("UPDATE meta SET buckets = ?", (buckets,))
+        What is known of the database is kept, so that a worker can start while it is away.
+        """
+        return await self._in_thread(self._limit_writes, partial(self._belongs_to, born, buckets))
 
-        await self._in_thread(self._limit_writes, write)
+    def _belongs_to(self, born: str, buckets: int) -> bool:
+        file = self._writer
+        select = "SELECT database_born, buckets, pending_entries FROM meta"
+        if file.sql.execute(select).fetchone()[:2] == (born, buckets):
+            return True
+        with file.locked(), file.transaction():
+            was_born, _, pending = file.sql.execute(select).fetchone()
+            if pending and was_born not in (None, born):
+                return False
+            file.sql.execute("UPDATE meta SET database_born = ?, buckets = ?", (born, buckets))
+        return True
 
     # -- life -----------------------------------------------------------------------------------------------------
 

@@ -127,6 +127,15 @@ class Store:
                 return False
         return False
 
+    async def born(self) -> str:
+        """When the database was initialised, which no two of them have in common."""
+
+        async def ask(connection: Connection) -> str:
+            row = await connection.fetchval("SELECT initialised_at FROM queen.meta")
+            return str(row.isoformat())
+
+        return await self._bridge.run(ask, writes=False)
+
     async def now(self) -> datetime:
         """PostgreSQL's clock."""
 

@@ -12,8 +12,9 @@ import pytest
 import trio
 
 from queen.config.settings import Settings
+from queen.engine.engine import open_engine
 from queen.engine.spooling import TURN_SECONDS
-from queen.errors import EncryptionUnavailable, Overloaded, SpoolFull, StorageUnavailable
+from queen.errors import EncryptionUnavailable, Overloaded, SpoolFull, StartupError, StorageUnavailable
 from queen.model.message import AckStatus, Buffered, PushResult
 from queen.storage.pulse import Pulse
 from queen.storage.pushes import Flush
@@ -474,3 +475,23 @@ async def test_without_a_spool_a_push_is_refused(open_broker: OpenBroker, outage
         await outage.begin()
         with pytest.raises(StorageUnavailable):
             await push(broker, "q", 1)
+
+
+async def test_what_was_accepted_for_one_database_is_not_stored_in_another(
+    broker: Broker, open_broker: OpenBroker, settings: Settings, sql: Session
+) -> None:
+    """Databases are told apart by when they were initialised."""
+    await begin_maintenance(broker)
+    await keep(broker, "q", 1)
+    await sql.execute("UPDATE queen.meta SET initialised_at = initialised_at + interval '1 day'")
+
+    with pytest.raises(StartupError, match="another database"):
+        async with open_engine(settings):
+            pass
+
+    await sql.execute("UPDATE queen.meta SET initialised_at = initialised_at - interval '1 day'")
+    await end_maintenance(broker)
+    assert await broker.drain("q") == [1]
+    await sql.execute("UPDATE queen.meta SET initialised_at = initialised_at + interval '1 day'")
+    async with open_broker() as stranger:  # an empty spool is anybody's
+        await stranger.push("q", 2)
