@@ -444,7 +444,10 @@ async def do_harm(name: str, it: Contestant) -> Figures:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(it.load)
         await trio.sleep(1.0)
-        figures = await harm(it)
+        try:
+            figures = await harm(it)
+        except ValueError:  # nobody was left to do harm to
+            figures = {"server_survived": it.process.poll() is None, "error": "no worker answers any more"}
         await trio.sleep(0.5)
         nursery.cancel_scope.cancel()
     return figures | it.served()
