@@ -157,7 +157,8 @@ class EncryptionUnavailable(QueenError):
         which = f"key {key_id}" if key_id else "a key"
         super().__init__(
             f"queue {queue!r} is encrypted and this server does not hold {which}: "
-            "set QUEEN_ENCRYPTION_KEY (64 hexadecimal characters) and restart, or turn encryptionEnabled off"
+            "set QUEEN_ENCRYPTION_KEY (64 hexadecimal characters), or QUEEN_ENCRYPTION_KEYS for a key of before, and "
+            "restart, or turn encryptionEnabled off"
         )
 
 

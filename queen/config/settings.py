@@ -107,6 +107,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     default_subscription_mode: str = ""  # "", "all", "new" or "new-only"
     queue_defaults: QueueOptions = QueueOptions()
     encryption_key: Secret | None = None  # 64 hexadecimal characters
+    encryption_keys: tuple[Secret, ...] = ()  # that messages may be encrypted with from before, each the same
     fast_http: bool = True  # answer plain HTTP/1.1 without hypercorn and Quart
     # streaming
     stream_threshold_bytes: int = 128 * 1024

@@ -116,6 +116,16 @@ def _encryption_key(text: str) -> Secret:
     return Secret(text)
 
 
+def _encryption_keys(text: str) -> tuple[Secret, ...]:
+    """Separated by commas; what stands before a colon is a name of the key, for people."""
+    return tuple(_encryption_key(key.rpartition(":")[2]) for entry in text.split(",") if (key := entry.strip()))
+
+
+_USELESS_KEYS: Final = {
+    "QUEEN_ENCRYPTION_KEY": "QUEEN_ENCRYPTION_KEY is not 64 hexadecimal characters: encryption is off",
+    "QUEEN_ENCRYPTION_KEYS": "QUEEN_ENCRYPTION_KEYS is not 64 hexadecimal characters a key: none of them is used",
+}
+
 EVERYWHERE: Final = "0.0.0.0"
 """Where a server listens by itself once who may use it is settled; until then it is loopback."""
 
@@ -154,6 +164,7 @@ ENVIRONMENT: Final[dict[str, tuple[str, Parser]]] = {
     "DEFAULT_BATCH_SIZE": ("default_batch", _positive),
     "DEFAULT_SUBSCRIPTION_MODE": ("default_subscription_mode", _subscription_mode),
     "QUEEN_ENCRYPTION_KEY": ("encryption_key", _encryption_key),
+    "QUEEN_ENCRYPTION_KEYS": ("encryption_keys", _encryption_keys),
     "RETENTION_INTERVAL": ("retention_interval_seconds", _interval),
     "RETENTION_BATCH_SIZE": ("retention_batch", _positive),
     "EVICTION_INTERVAL": ("eviction_interval_seconds", _interval),
@@ -266,11 +277,7 @@ def _read(environ: Mapping[str, str], names: Mapping[str, tuple[str, Parser]], n
             values[field] = parse(text)
         except Unusable:
             # The value stays out of the sentence: it may be a secret in the wrong place.
-            notes.append(
-                "QUEEN_ENCRYPTION_KEY is not 64 hexadecimal characters: encryption is off"
-                if parse is _encryption_key
-                else f"{name} cannot be read: its default is used"
-            )
+            notes.append(_USELESS_KEYS.get(name, f"{name} cannot be read: its default is used"))
     return values
 
 

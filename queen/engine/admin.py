@@ -41,6 +41,7 @@ from queen.model.trace import NamedTrace, NewTrace, Trace, TraceName
 from queen.storage.groups import Moved, Target
 from queen.storage.places import Place
 from queen.storage.pushes import Woken
+from queen.storage.reencrypt import Step
 from queen.storage.store import Store
 
 POP_MAINTENANCE: Final = "pop_maintenance"
@@ -105,6 +106,11 @@ class Admin:
         """Remove the messages and dead letters that a queue, or one of its partitions, holds now; None: no queue."""
         queue = await self._store.catalogue.find(queue_name)
         return None if queue is None else await self._store.messages.clear(queue, partition)
+
+    async def delete_partition(self, queue_name: str, partition: str) -> int | None:
+        """Remove a partition with all that is in it. How many messages; None: there is no such partition."""
+        queue = await self._store.catalogue.find(queue_name)
+        return None if queue is None else await self._store.expiry.drop_partition(queue, partition)
 
     # -- messages -------------------------------------------------------------------------------------------------
 
@@ -234,6 +240,15 @@ class Admin:
         """Switch pops off or on, on every server of this database: within a second, and until it is switched back."""
         await self._store.metrics.switch(POP_MAINTENANCE, enabled=paused)
         self._tell_switched()
+
+    async def reencrypt(self, after: str | None) -> Step | None:
+        """One step of sealing again what an old key seals. None: another server is at one."""
+        return await self._store.reencryption.step(after)
+
+    @property
+    def key_ids(self) -> list[str]:
+        """Of the encryption keys of this server, the current one first."""
+        return self._store.keyring.ids
 
     async def pushes_paused(self) -> bool:
         """Whether pushes are sent to the spool."""

@@ -235,6 +235,16 @@ class Engine:
         with trio.move_on_after(min(request.timeout_seconds or 0, _PAUSED_SECONDS)):
             await self._drained.wait()
 
+    def _readable(self, queues: Sequence[Queue]) -> list[Queue]:
+        """The queues of a pop but for those whose messages cannot be read here. None of them can: says why."""
+        refusals = [self.store.keyring.refusal(queue) for queue in queues]
+        readable = [queue for queue, refusal in zip(queues, refusals, strict=True) if refusal is None]
+        if not readable:
+            for refusal in refusals:
+                if refusal is not None:
+                    raise refusal
+        return readable
+
     async def _outlast(self, request: PopRequest) -> LeasedBatch | None:
         """Wait for messages; a pop that may wait does so while PostgreSQL is away, too."""
         deadline = trio.current_time() + (request.timeout_seconds or 0)
@@ -274,7 +284,7 @@ class Engine:
         with self._wakeups.visit(topic) as lot:
             while True:
                 seen = lot.signals
-                queues = await self._queues_for(request)
+                queues = self._readable(await self._queues_for(request))
                 if not queues and since is None and request.start.mode is StartMode.NEW:
                     since = await self.store.now()
                 look = await self._look(request, queues, since)

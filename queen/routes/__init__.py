@@ -569,6 +569,15 @@ ROUTES: Final = (
         answers={200: system.PopMaintenance},
     ),
     Route(
+        *("POST", "/api/v1/system/reencrypt", system.reencrypt),
+        summary="Encrypt again, a few rows at a time, what an old key encrypts",
+        level=ADMIN,
+        body=system.ReencryptBody,
+        body_optional=True,
+        answers={200: system.Reencrypted},
+        refusals=SEALED,
+    ),
+    Route(
         *("GET", "/api/v1/system/shared-state", system.show_shared_state),
         summary="Say that servers share nothing",
         level=ADMIN,

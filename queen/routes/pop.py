@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from queen.errors import QueenError
+from typing import Final
+
+from queen.errors import EncryptionUnavailable, QueenError
+from queen.model.message import PopRequest
 from queen.routes.call import Answer, Call, Context
 from queen.routes.wire.pop import read_pop, write_batch
 from queen.streaming.delivery import Delivery
 
 NOTHING = Answer(204, None)
+
+MAX_UNREADABLE: Final = 10
+"""Queues that a pop by labels finds unreadable before it says so. Each is left out for a while once it is known."""
 
 
 async def pop(context: Context, call: Call) -> Answer:
@@ -16,6 +22,16 @@ async def pop(context: Context, call: Call) -> Answer:
     call.facts["queue"], call.facts["partition"] = request.queue, request.partition
     call.facts["group"] = request.group
     call.patient = request.timeout_seconds is not None
+    for _ in range(MAX_UNREADABLE):
+        try:
+            return await _pop(context, call, request)
+        except EncryptionUnavailable:
+            if request.queue is not None:
+                raise
+    return await _pop(context, call, request)
+
+
+async def _pop(context: Context, call: Call, request: PopRequest) -> Answer:
     batch = await context.engine.pop(request)
     if batch is None:
         call.facts["messages"] = 0

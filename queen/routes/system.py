@@ -6,7 +6,7 @@ from typing import Final, Literal, NotRequired, TypedDict
 
 import msgspec
 
-from queen.errors import InvalidRequest, Unsupported
+from queen.errors import InvalidRequest, Overloaded, Unsupported
 from queen.routes.call import Answer, Call, Context
 from queen.routes.health import is_connected
 from queen.routes.wire.body import body_fields, decode_body
@@ -65,9 +65,33 @@ class Notified(TypedDict):
     status: Literal["ok"]
 
 
+class ReencryptBody(msgspec.Struct, frozen=True):
+    """Where a pass goes on; it begins without."""
+
+    after: str | None = None
+
+
+class Reencrypted(TypedDict):
+    """What one step came to. ``locked``: rows for a later pass; ``missing``: rows by the id of a key that is not here;
+    ``after``: for the next step, null: this pass is over."""
+
+    keyId: str
+    looked: int
+    reencrypted: int
+    locked: int
+    missing: dict[str, int]
+    after: str | None
+
+
+_REENCRYPT: Final = msgspec.json.Decoder(ReencryptBody)
 _SWITCH: Final = msgspec.json.Decoder(SwitchBody)
 
 _NOT_SHARED: Final = msgspec.json.encode(NotShared(enabled=False, reason="servers share nothing but the database"))
+
+
+def _refuse_reencrypt(body: bytes) -> ReencryptBody:
+    body_fields(body)
+    raise InvalidRequest("after must be a string")
 
 
 def _refuse_switch(body: bytes) -> SwitchBody:
@@ -138,6 +162,24 @@ async def switch_pop_maintenance(context: Context, call: Call) -> Answer:
     call.facts["enabled"] = enabled
     message = "Pop maintenance mode enabled" if enabled else "Pop maintenance mode disabled"
     return Answer(200, msgspec.json.encode(PopMaintenance(popMaintenanceMode=enabled, message=message)))
+
+
+async def reencrypt(context: Context, call: Call) -> Answer:
+    """One step of sealing again what an old key seals; ``after`` of its answer is where the next one goes on."""
+    asked = decode_body(call.body, _REENCRYPT, _refuse_reencrypt) if call.body else ReencryptBody()
+    step = await context.engine.admin.reencrypt(asked.after)
+    if step is None:
+        raise Overloaded("another server is at such a step: ask again")
+    call.facts["sealed"] = step.sealed
+    answer: Reencrypted = {
+        "keyId": context.engine.admin.key_ids[0],
+        "looked": step.looked,
+        "reencrypted": step.sealed,
+        "locked": step.locked,
+        "missing": step.missing,
+        "after": step.after,
+    }
+    return Answer(200, msgspec.json.encode(answer))
 
 
 async def show_shared_state(context: Context, call: Call) -> Answer:

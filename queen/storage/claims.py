@@ -359,6 +359,8 @@ class Claims:
 
     def _segment(self, row: Any, claim: ClaimedPartition) -> Segment:
         body = Body(row["codec"], row["raw_bytes"], row["key_id"], row["body"])
+        if body.key_id is not None and body.key_id not in self._keyring:
+            self._keyring.refuse(claim.queue, body.key_id)
         segment = Segment(
             base_offset=row["base_offset"],
             message_count=row["message_count"],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 from uuid import UUID
 
@@ -410,10 +410,13 @@ class Metrics:
         await self._bridge.run(write)
 
 
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+
+
 def bin_of(at: datetime, window: Window) -> datetime:
     """The beginning of the point that a moment belongs to; the same bins as in SQL."""
     seconds = window.minutes * 60
-    return datetime.fromtimestamp(at.timestamp() // seconds * seconds, at.tzinfo)
+    return at - (at - _EPOCH) % timedelta(seconds=seconds)  # in whole numbers: a float rounds up into the year 10000
 
 
 def _reach(window: Window) -> tuple[int, datetime, datetime]:

@@ -12,6 +12,7 @@ they are the message ids, and the byte ``\\x00`` (which JSON text cannot hold) s
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from itertools import chain, repeat
@@ -24,6 +25,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from queen.errors import EncryptionUnavailable, QueenError
+from queen.model.queue import Queue
 from queen.storage.ids import INDEX_BYTES, MAX_SEGMENT_MESSAGES, id_tail
 
 PLAIN: Final = 0
@@ -34,6 +36,9 @@ MAX_SEGMENT_BYTES: Final = 1024 * 1024
 
 ENVELOPE_BYTES: Final = 120
 """What a line has besides its payload, nearly."""
+
+REFUSED_SECONDS: Final = 5.0
+"""How long a queue is not looked at again after a pop could not read it: another server may seal it again meanwhile."""
 
 _WORTH_COMPRESSING: Final = 256
 """Bytes below which a zstd frame seldom saves anything over its header (measured on 100-200 byte envelopes)."""
@@ -49,14 +54,43 @@ class CorruptSegment(QueenError):
 
 
 class Keyring:
-    """The encryption keys of this server, by key id. Holds one key today; its id travels with every body."""
+    """The encryption keys of this server, by their ids. The id of its key travels with every body.
 
-    def __init__(self, key: bytes | None) -> None:
-        self._keys: dict[str, AESGCM] = {}
-        self.current: str | None = None
-        if key is not None:
-            self.current = _key_id(key)
-            self._keys[self.current] = AESGCM(key)
+    ``current``: the id of the key that bodies are sealed with; None: none is.
+    """
+
+    def __init__(self, key: bytes | None, others: Iterable[bytes] = ()) -> None:
+        """``others``: keys that bodies may still be sealed with, from before."""
+        self._keys = {key_id(each): AESGCM(each) for each in (*others, *(() if key is None else (key,)))}
+        self.current = None if key is None else key_id(key)
+        self._refused: dict[str, tuple[float, str]] = {}  # queue → when a key was missing, and which
+
+    def __contains__(self, id: object) -> bool:
+        return id in self._keys
+
+    def refuse(self, queue: str, id: str) -> None:
+        """Remember that a pop of a queue came upon a body whose key is not here."""
+        self._refused[queue] = (time.monotonic(), id)
+
+    def refusal(self, queue: Queue) -> EncryptionUnavailable | None:
+        """Why a queue is not to be popped from: what is in it cannot be read here; None: as far as known it can.
+
+        Known before anything is claimed, so that no lease comes and goes for what cannot be handed out.
+        """
+        if queue.options.encryption_enabled and self.current is None:
+            return EncryptionUnavailable(queue.name)
+        since, id = self._refused.get(queue.name, (0.0, ""))
+        if not id:
+            return None
+        if time.monotonic() - since > REFUSED_SECONDS:
+            del self._refused[queue.name]
+            return None
+        return EncryptionUnavailable(queue.name, id)
+
+    @property
+    def ids(self) -> list[str]:
+        """Of all keys, the current one first."""
+        return sorted(self._keys, key=lambda id: (id != self.current, id))
 
     def encrypt(self, body: bytes, context: bytes) -> bytes:
         """AES-256-GCM under the current key: a random 16-byte nonce, then the sealed body, bound to ``context``."""
@@ -76,8 +110,11 @@ class Keyring:
 
 
 @lru_cache(maxsize=8)
-def _key_id(key: bytes) -> str:
-    """A short public name of a key: a tag of AES-GCM over nothing, from which the key cannot be had."""
+def key_id(key: bytes) -> str:
+    """A short public name of a key: a tag of AES-GCM over nothing, from which the key cannot be had.
+
+    Made of the key itself, it cannot be given to another one by mistake.
+    """
     return AESGCM(key).encrypt(bytes(12), b"", b"queen key id").hex()[:16]
 
 

@@ -36,6 +36,7 @@ from queen.storage.notify import Notifications
 from queen.storage.pulse import Pulse
 from queen.storage.pushes import Pushes
 from queen.storage.redrive import Redrive
+from queen.storage.reencrypt import Reencryption
 from queen.storage.resources import Resources
 from queen.storage.segments import Keyring
 from queen.storage.streams import Streams
@@ -63,7 +64,10 @@ _BACKENDS: Final = """
 
 def keyring_of(settings: Settings) -> Keyring:
     """The encryption keys that the settings name."""
-    return Keyring(bytes.fromhex(settings.encryption_key.reveal()) if settings.encryption_key else None)
+    return Keyring(
+        bytes.fromhex(settings.encryption_key.reveal()) if settings.encryption_key else None,
+        [bytes.fromhex(key.reveal()) for key in settings.encryption_keys],
+    )
 
 
 class Store:
@@ -78,7 +82,7 @@ class Store:
         settings: Settings,
         buckets: int,
     ) -> None:
-        keyring = keyring_of(settings)
+        keyring = self.keyring = keyring_of(settings)
         self._bridge = bridge
         self._onlooker = onlooker
         self._pulse = pulse
@@ -97,6 +101,7 @@ class Store:
         self.messages = Messages(bridge, self.catalogue, keyring, self.counts)
         self.redrive = Redrive(bridge, self.catalogue, self.pushes, keyring, buckets)
         self.resources = Resources(bridge, self.counts)
+        self.reencryption = Reencryption(bridge, keyring)
         self.traces = Traces(bridge, keyring, buckets)
         self.metrics = Metrics(bridge)
         self.activity = Activity()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING
 
 import pytest
@@ -11,8 +12,10 @@ from queen.config.settings import Secret
 from queen.errors import EncryptionUnavailable
 from queen.model.message import AckStatus
 from queen.storage.segments import CorruptSegment
+from tests.conftest import TEST_KEY
 
 if TYPE_CHECKING:
+    from queen.storage.reencrypt import Step
     from tests.conftest import Broker, OpenBroker, Popped, Session
 
 SECRET = "the launch code is 0000"
@@ -58,14 +61,13 @@ async def test_a_push_without_a_key_is_refused_and_stores_nothing(open_broker: O
         assert (await broker.pop("q")).data == ["plain"]
 
 
-@pytest.mark.parametrize("key", [None, OTHER_KEY], ids=["no key", "another key"])
 @pytest.mark.parametrize("auto_ack", [False, True], ids=["lease", "autoAck"])
 async def test_a_pop_without_the_key_hands_out_nothing_and_what_it_took_can_be_given_back(
-    broker: Broker, open_broker: OpenBroker, key: Secret | None, auto_ack: bool
+    broker: Broker, open_broker: OpenBroker, auto_ack: bool
 ) -> None:
     await broker.configure("q", encryption_enabled=True)
     await broker.push("q", SECRET)
-    async with open_broker(encryption_key=key) as stranger:
+    async with open_broker(encryption_key=OTHER_KEY) as stranger:
         batch = await stranger.engine.pop(stranger.request(queue="q", auto_ack=auto_ack))
         assert batch is not None
 
@@ -159,3 +161,141 @@ async def test_a_body_moved_to_another_partition_or_changed_does_not_decode(brok
         with pytest.raises(CorruptSegment):
             await broker.pop("q", partition=partition)
     assert (await broker.pop("q", partition="b")).data == ["b"]
+
+
+async def test_a_queue_without_its_key_is_refused_before_anything_is_claimed(
+    broker: Broker, open_broker: OpenBroker, sql: Session
+) -> None:
+    await broker.configure("q", encryption_enabled=True)
+    await broker.push("q", SECRET)
+    await broker.push("plain", 1)
+
+    async with open_broker(encryption_key=None) as stranger:
+        with pytest.raises(EncryptionUnavailable, match="QUEEN_ENCRYPTION_KEY"):
+            await stranger.pop("q")
+
+        assert await sql.fetchval("SELECT count(*) FROM queen.cursors WHERE lease_id IS NOT NULL OR attempt > 0") == 0
+        assert (await stranger.pop("plain")).data == [1]
+    assert (await broker.pop("q")).data == [SECRET]
+
+
+async def test_a_queue_under_another_key_is_refused_and_burns_no_attempt(
+    broker: Broker, open_broker: OpenBroker, sql: Session
+) -> None:
+    await broker.configure("q", encryption_enabled=True)
+    await broker.push("q", SECRET)
+
+    async with open_broker(encryption_key=OTHER_KEY) as stranger:
+        batch = await stranger.engine.pop(stranger.request(queue="q"))
+        assert batch is not None
+        with pytest.raises(EncryptionUnavailable):
+            async for _ in batch.slices():
+                pass
+        await batch.give_back()
+        for _ in range(3):
+            with pytest.raises(EncryptionUnavailable):
+                await stranger.pop("q")
+
+    assert await sql.fetchval("SELECT count(*) FROM queen.cursors WHERE lease_id IS NOT NULL OR attempt > 0") == 0
+    assert (await broker.pop("q")).data == [SECRET]
+
+
+async def test_what_an_old_key_encrypts_is_read_while_that_key_is_known(
+    broker: Broker, open_broker: OpenBroker
+) -> None:
+    await broker.configure("q", encryption_enabled=True)
+    await broker.push("q", "old")
+
+    async with open_broker(encryption_key=OTHER_KEY, encryption_keys=(Secret(TEST_KEY),)) as rotated:
+        await rotated.push("q", "new")
+        assert (await rotated.pop("q", batch=2)).data == ["old", "new"]
+
+
+async def test_after_a_reencryption_the_old_key_is_not_needed(
+    broker: Broker, open_broker: OpenBroker, sql: Session
+) -> None:
+    await broker.configure("q", encryption_enabled=True, retry_limit=0)
+    await broker.push("q", "dead", partition="d")
+    popped = await broker.pop("q")
+    await broker.ack(popped.messages, AckStatus.FAILED, lease=popped.lease)
+    await broker.push("q", SECRET, "x" * 5000)
+    await broker.push("plain", 1)
+
+    async with open_broker(encryption_key=OTHER_KEY, encryption_keys=(Secret(TEST_KEY),)) as rotated:
+        sealed = sum([step.sealed async for step in steps(rotated)])
+        again = sum([step.sealed async for step in steps(rotated)])
+    assert (sealed, again) == (3, 0)
+
+    async with open_broker(encryption_key=OTHER_KEY) as later:
+        assert (await later.pop("q", batch=2)).data == [SECRET, "x" * 5000]
+        _, (letter,) = await later.engine.dead_letters(queue="q")
+        assert b"dead" in letter.line
+        assert (await later.pop("plain")).data == [1]
+    assert bytes(SECRET, "ascii") not in await bodies(sql)
+
+
+async def test_a_pass_is_left_and_taken_up_anywhere(
+    broker: Broker, open_broker: OpenBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await broker.configure("q", encryption_enabled=True)
+    for n in range(7):
+        await broker.push("q", n)
+    monkeypatch.setattr("queen.storage.reencrypt.STEP_ROWS", 3)
+    rotated_settings = {"encryption_key": OTHER_KEY, "encryption_keys": (Secret(TEST_KEY),)}
+
+    async with open_broker(**rotated_settings) as first:
+        begun = await first.engine.admin.reencrypt(None)
+    assert begun is not None
+    assert (begun.looked, begun.sealed) == (3, 3)
+    async with open_broker(**rotated_settings) as second:
+        assert sum([step.sealed async for step in steps(second, begun.after)]) == 4
+
+
+async def test_rows_that_others_are_at_are_left_to_a_later_pass(
+    broker: Broker, open_broker: OpenBroker, sql: Session
+) -> None:
+    await broker.configure("q", encryption_enabled=True)
+    await broker.push("q", 1)
+    await broker.push("q", 2)
+
+    async with open_broker(encryption_key=OTHER_KEY, encryption_keys=(Secret(TEST_KEY),)) as rotated:
+        await sql.execute("BEGIN")
+        await sql.execute("SELECT 1 FROM queen.segments WHERE base_offset = 0 FOR UPDATE")
+        during = [step async for step in steps(rotated)]
+        await sql.execute("ROLLBACK")
+        after = [step async for step in steps(rotated)]
+
+    assert (sum(step.sealed for step in during), sum(step.locked for step in during)) == (1, 1)
+    assert (sum(step.sealed for step in after), sum(step.locked for step in after)) == (1, 0)
+
+
+async def test_one_server_at_a_time_is_at_a_step(broker: Broker, sql: Session) -> None:
+    await sql.execute("BEGIN")
+    await sql.execute("SELECT pg_advisory_xact_lock($1)", 0x7175_6502)
+
+    assert await broker.engine.admin.reencrypt(None) is None
+    await sql.execute("ROLLBACK")
+    assert await broker.engine.admin.reencrypt(None) is not None
+
+
+async def test_what_no_key_of_this_server_opens_is_counted_and_left(broker: Broker, open_broker: OpenBroker) -> None:
+    await broker.configure("q", encryption_enabled=True)
+    await broker.push("q", SECRET)
+
+    async with open_broker(encryption_key=OTHER_KEY) as stranger:
+        step = await stranger.engine.admin.reencrypt(None)
+
+    assert step is not None
+    assert (step.sealed, sum(step.missing.values())) == (0, 1)
+    assert (await broker.pop("q")).data == [SECRET]
+
+
+async def steps(broker: Broker, after: str | None = None) -> AsyncIterator[Step]:
+    """The rest of a pass."""
+    while True:
+        step = await broker.engine.admin.reencrypt(after)
+        assert step is not None
+        yield step
+        after = step.after
+        if after is None:
+            return

@@ -84,7 +84,7 @@ def run(way: str, count: int, seed: int, connections: int) -> list[str]:
             findings.append(f"the worker grew by {(after - middle) // MIB} MiB in the second half")
         if len(log) > LOG_BYTES * count:
             findings.append(f"{len(log)} bytes of log for {count} requests")
-        findings += [f"logged: {line[:600]}" for line in alarms(log)]
+        findings += [f"logged: {line[:200]} ... {line[-700:]}" for line in alarms(log)]
     finally:
         server.end()
         shutil.rmtree(scratch)

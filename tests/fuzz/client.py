@@ -91,7 +91,7 @@ def judge(case: Case, received: bytes, finished: bool, tally: Tally) -> None:
     statuses = [int(status) for status in _STATUS.findall(received)]
     tally.statuses.update(statuses or [0])
     coded = b"transfer-encoding" in b"".join(case.pieces).lower()
-    if 501 in statuses and (coded or any(code in received for code in DELIBERATE)):
+    if 501 in statuses and (coded or not finished or any(code in received for code in DELIBERATE)):
         tally.refused_501 += 1
         statuses = [status for status in statuses if status != 501]
     failed = [status for status in statuses if status >= 500]

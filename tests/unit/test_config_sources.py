@@ -175,3 +175,21 @@ def test_a_ttl_or_retry_delay_of_the_environment_is_enforced_unless_it_is_the_de
     assert spelled_out == QueueOptions()
     assert (asked.ttl_seconds, asked.ttl_enforced) == (60, True)
     assert (asked.retry_delay_ms, asked.retry_delay_enforced) == (0, True)
+
+
+def test_old_encryption_keys_are_a_list_with_names_or_without() -> None:
+    settings, notes = load_settings({"QUEEN_ENCRYPTION_KEYS": f"{'11' * 32}, 2025:{'22' * 32},"})
+
+    assert settings.encryption_keys == (Secret("11" * 32), Secret("22" * 32))
+    assert notes == []
+    assert decode_settings(encode_settings(settings)) == settings
+
+
+@pytest.mark.parametrize("text", ["11", "x" * 64, f"{'11' * 32},22", "2025:"])
+def test_a_list_of_old_encryption_keys_that_is_none_is_told_without_its_text(text: str) -> None:
+    settings, notes = load_settings({"QUEEN_ENCRYPTION_KEYS": text})
+
+    assert settings.encryption_keys == ()
+    assert len(notes) == 1
+    assert "QUEEN_ENCRYPTION_KEYS" in notes[0]
+    assert text not in notes[0]
