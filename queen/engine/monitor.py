@@ -234,6 +234,13 @@ class Monitor:
 
 
 def memory_bytes() -> dict[str, int]:
-    """Memory of this process; /proc answers from memory, so it does not block."""
-    virtual, resident = _STATM.read_bytes().split()[:2]
+    """Memory of this process; without a descriptor left to ask with, the most it ever held, twice.
+
+    /proc answers from memory, so it does not block.
+    """
+    try:
+        virtual, resident = _STATM.read_bytes().split()[:2]
+    except OSError:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        return {"virtual_bytes": peak, "rss_bytes": peak}
     return {"virtual_bytes": int(virtual) * _PAGE_BYTES, "rss_bytes": int(resident) * _PAGE_BYTES}

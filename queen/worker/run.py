@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import resource
 import signal
 import socket
 import sys
@@ -327,8 +328,14 @@ class Worker:
 
 
 def rss_bytes() -> int:
-    """Memory this process holds now. /proc answers from memory, so it does not block."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    """Memory this process holds now; without a descriptor left to ask with, the most it ever held.
+
+    /proc answers from memory, so it does not block.
+    """
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def exit_by(seconds: float) -> None:
