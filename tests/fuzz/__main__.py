@@ -33,8 +33,8 @@ LOG_BYTES: Final = 700
 """Of log for each request, on average: one line each is what is promised."""
 
 HYPERCORNS_OWN: Final = "another task is currently sending data on this SocketStream"
-"""hypercorn refuses the broken rest of a connection while the application is still sending an answer on it, about once in
-17,000 of these requests; that connection ends, and nothing else."""
+"""hypercorn refuses the broken rest of a connection while the application is still sending an answer on it, about once
+in 17,000 of these requests; that connection ends, and nothing else."""
 
 FINDINGS_SHOWN: Final = 20
 
