@@ -246,6 +246,8 @@ async def test_ids_repeated_across_partitions_and_buckets_in_one_request_are_sor
     first = await broker.engine.push(messages, None)
     again = await broker.engine.push(messages, None)
 
+    assert isinstance(first, list)
+    assert isinstance(again, list)
     assert fresh(again) == [False] * len(messages)
     assert ids_of(again) == ids_of(first)
     assert len(await broker.drain("q", partitions=8)) == sum(fresh(first))

@@ -88,6 +88,7 @@ async def test_one_push_may_name_many_queues_and_partitions_and_keeps_the_order_
 
     results = await broker.engine.push(messages, None)
 
+    assert isinstance(results, list)
     for queue in range(2):
         for partition in range(5):
             popped = await broker.pop(f"q{queue}", partition=f"p{partition}")

@@ -17,7 +17,7 @@ NOBODY = pwd.struct_passwd(("nobody", "x", 65534, 65534, "", "/", "/bin/false"))
 
 def cluster(home: Path) -> Cluster:
     programs = Programs(Path("/programs"), "18.6")
-    return Cluster(programs, Identity("me", 1000, 1000, switch=False), home, home / "postgres", home / "run")
+    return Cluster(programs, Identity("me", 1000, 1000, switch=False), home, home / "postgres", home / "run", lock=-1)
 
 
 def test_as_root_an_unprivileged_user_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
