@@ -260,9 +260,10 @@ class Place(Generic[L]):
                 self.successor = None
 
     def take(self) -> L | None:
-        """Give the present child away if it is ready; another is started here in its stead."""
+        """Give the present child away; another is started here in its stead. One that boots is given too: it is further
+        than any that would be started now."""
         life = self.present
-        if life is None or life.ended.is_set() or life.draining.is_set() or not life.ready.is_set():
+        if life is None or life.ended.is_set() or life.draining.is_set():
             return None
         self.present = self._begin(self._make())
         self._tell()
