@@ -30,8 +30,9 @@ from pathlib import Path
 
 import trio
 
-from perf import baselines, load, procstat
+from perf import baselines, crowds, load, procstat
 from perf.bodies import Ids, PushBodies, identities
+from perf.goals import judged
 from perf.load import Outcome
 from perf.server import PROJECT, Server, ServerFailed, open_server
 from perf.wire import Connection, get
@@ -52,7 +53,7 @@ class Cell:
     """One line of work. ``quick``: part of --quick. ``extra``: on all workers only."""
 
     name: str
-    kind: str  # push, pop, ack, mixed, big, paced, wake or verify
+    kind: str  # one of RUNNERS
     batch: int = 1
     connections: int = 50
     partitions: int = 1
@@ -85,6 +86,10 @@ CELLS = [
     Cell("ack-1", "ack", 1, 50, 100, extra=True),
     Cell("ack-100", "ack", 100, 50, 100, extra=True),
     Cell("mixed-100", "mixed", 100, 50, 100, extra=True),
+    Cell("loop-1", "loop", 1, 50, 100, extra=True),
+    Cell("groups-10", "groups", 100, 50, 10, extra=True),
+    Cell("parked-10000", "parked", 1, 10_000, extra=True),
+    Cell("partitions-1M", "partitions", 100, 50, 1000, extra=True),
     Cell("paced-100", "paced", 100, 50, 10, per_second=200, extra=True),
     Cell("wake-1", "wake", 1, 4, 10, per_second=50, extra=True),
 ]
@@ -113,6 +118,10 @@ class Row:
     database_bytes: float | None = None
     server_rss_mb: float | None = None
     others_percent: float | None = None  # of all cores, used by processes that are none of ours
+    cores: float | None = None  # used by server and PostgreSQL, where nothing is counted by the message
+    deliveries_per_push: float | None = None
+    over_base: float | None = None  # CPU a message over that of the row that this one is compared with
+    bytes_per_partition: float | None = None
 
     @property
     def total_us(self) -> float | None:
@@ -283,6 +292,168 @@ async def run_mixed(cell: Cell, server: Server, queue: str, seconds: float) -> l
     return [row(cell, "push", server, pushed, usage, both), row(cell, "pop", server, popped, usage, both)]
 
 
+async def run_loop(cell: Cell, server: Server, queue: str, seconds: float) -> list[Row]:
+    """Push, pop and ack at once, half of the connections each way: the rate that arrives, and nothing lost."""
+    bodies = supply(cell, server, queue)
+    outcomes: dict[str, Outcome] = {}
+    half = cell.connections // 2
+
+    async def produce() -> None:
+        outcomes["push"] = await load.push(server.url, bodies, batch=cell.batch, connections=half, seconds=seconds)
+
+    async def consume() -> None:
+        outcomes["pop"] = await load.pop(
+            server.url, queue, batch=cell.batch, connections=half, seconds=seconds + 1, auto_ack=False, keep=True
+        )
+
+    async with measured(server) as usage, trio.open_nursery() as nursery:
+        nursery.start_soon(produce)
+        nursery.start_soon(consume)
+    pushed, popped = outcomes["push"], outcomes["pop"]
+    check_pushed(pushed)
+    rest = await load.pop(
+        server.url,
+        queue,
+        batch=1000,
+        connections=4,
+        seconds=DRAIN_SECONDS,
+        expected=pushed.messages - popped.messages,
+        keep=True,
+    )
+    check_same([popped, rest], pushed.messages)
+    return [
+        row(cell, "push", server, pushed, usage, popped.messages),
+        row(cell, "pop+ack", server, popped, usage, popped.messages),
+    ]
+
+
+async def run_groups(cell: Cell, server: Server, queue: str, seconds: float) -> list[Row]:
+    """What ten groups cost a push, and whether all ten get what is pushed while it is pushed."""
+    rows: list[Row] = []
+    for count in (1, 10):
+        name = f"{queue}-{count}"
+        bodies = PushBodies(server.url, name, batch=cell.batch, partitions=cell.partitions)
+        check_pushed(await load.push_messages(server.url, bodies, batch=cell.batch, connections=1, messages=1000))
+        await crowds.register(server.url, name, [f"g{number}" for number in range(count)])
+        async with measured(server) as usage:
+            pushed = await load.push(
+                server.url, bodies, batch=cell.batch, connections=cell.connections, seconds=seconds
+            )
+        check_pushed(pushed)
+        rows.append(row(cell, f"push, {count} group{'s' * (count > 1)}", server, pushed, usage))
+    rows[1].over_base = over(rows[1], rows[0])
+
+    name = f"{queue}-live"
+    bodies = PushBodies(server.url, name, batch=cell.batch, partitions=cell.partitions)
+    groups = [f"g{number}" for number in range(10)]
+    check_pushed(await load.push_messages(server.url, bodies, batch=cell.batch, connections=1, messages=cell.batch))
+    await crowds.register(server.url, name, groups)
+    outcomes: dict[str, Outcome] = {}
+
+    async def produce() -> None:
+        outcomes["push"] = await load.push(
+            server.url, bodies, batch=cell.batch, connections=10, seconds=seconds, pacer=load.Pacer(100)
+        )
+
+    async def consume(group: str) -> None:
+        outcomes[group] = await load.pop(
+            server.url, name, batch=cell.batch, connections=4, seconds=seconds + 0.5, group=group
+        )
+
+    async with measured(server) as usage, trio.open_nursery() as nursery:
+        nursery.start_soon(produce)
+        for group in groups:
+            nursery.start_soon(consume, group)
+    check_pushed(outcomes["push"])
+    delivered = outcomes[groups[0]]
+    for group in groups[1:]:
+        delivered.messages += outcomes[group].messages
+        delivered.latencies += outcomes[group].latencies
+        delivered.errors += outcomes[group].errors
+    check(
+        delivered.messages <= 10 * (outcomes["push"].messages + cell.batch), "delivered more than was pushed", delivered
+    )
+    live = row(cell, "deliver", server, delivered, usage)
+    earlier = 10 * (cell.batch - 1)  # what was there when the groups were registered, by a pop of one message each
+    live.deliveries_per_push = (delivered.messages - earlier) / outcomes["push"].messages
+    return [*rows, live]
+
+
+def over(one: Row, base: Row) -> float:
+    """CPU a message of server and PostgreSQL over that of another row."""
+    ours = (one.server_us or 0.0) + (one.postgres_us or 0.0)
+    theirs = (base.server_us or 0.0) + (base.postgres_us or 0.0)
+    return ours / max(theirs, 1e-9)
+
+
+async def run_parked(cell: Cell, server: Server, queue: str, seconds: float) -> list[Row]:
+    """Ten thousand pops wait for nothing; then there is a message for each."""
+    bodies = PushBodies(server.url, queue, batch=1)
+    check_pushed(await load.push_messages(server.url, bodies, batch=1, connections=1, messages=1))
+    async with crowds.parked(server.url, queue, cell.connections) as crowd:
+        async with measured(server) as usage:
+            await trio.sleep(max(5 * seconds, 5.0))
+        nothing = Outcome(messages=0)
+        idle = row(cell, "parked", server, nothing, usage, cell.connections)
+        idle.cores = (usage.server + usage.postgres) / usage.seconds
+        check(not crowd.errors, f"{crowd.errors.most_common(1)}", nothing)
+        woken = Outcome()
+        async with measured(server) as usage:
+            bodies = PushBodies(server.url, queue, batch=1000)
+            check_pushed(
+                await load.push_messages(server.url, bodies, batch=1000, connections=1, messages=cell.connections - 1)
+            )
+            await crowd.wait_all_answered()
+    woken.messages, woken.last_answer = crowd.messages, time.perf_counter_ns()
+    woken.errors = crowd.errors
+    check(crowd.messages == cell.connections, f"{cell.connections} waited, {crowd.messages} were served", woken)
+    return [idle, row(cell, "woken", server, woken, usage)]
+
+
+async def run_partitions(cell: Cell, server: Server, queue: str, seconds: float) -> list[Row]:
+    """A thousand partitions at work, alone and among a million; what the idle ones cost."""
+    rows: list[Row] = []
+    for around in (0, 1_000_000):
+        name = f"{queue}-{around}"
+        bodies = PushBodies(server.url, name, batch=cell.batch, partitions=cell.partitions)
+        check_pushed(
+            await load.push_messages(
+                server.url, bodies, batch=cell.batch, connections=10, messages=cell.batch * cell.partitions
+            )
+        )
+        await crowds.register(server.url, name, [None])
+        if around:
+            before = (await server.database.counters()).database_bytes
+            await crowds.add_partitions(server.database, name, around)
+            size = ((await server.database.counters()).database_bytes - before) / around
+        what = "1M" if around else "1,000"
+        async with measured(server) as usage:
+            pushed = await load.push(
+                server.url, bodies, batch=cell.batch, connections=cell.connections, seconds=seconds
+            )
+        check_pushed(pushed)
+        rows.append(row(cell, f"push of {what}", server, pushed, usage))
+        expected = pushed.messages + cell.batch * cell.partitions - 1  # one went with the registration
+        async with measured(server) as usage:
+            popped = await load.pop(
+                server.url,
+                name,
+                batch=cell.batch,
+                connections=cell.connections,
+                seconds=DRAIN_SECONDS,
+                expected=expected,
+            )
+        check_popped(popped, expected)
+        rows.append(row(cell, f"pop of {what}", server, popped, usage))
+    rows[2].over_base, rows[3].over_base = over(rows[2], rows[0]), over(rows[3], rows[1])
+    async with measured(server) as usage:
+        await trio.sleep(max(5 * seconds, 5.0))
+    idle = row(cell, "idle", server, Outcome(), usage, 1)
+    idle.cores = (usage.server + usage.postgres) / usage.seconds
+    idle.bytes_per_partition = size
+    return [*rows, idle]
+
+
 async def run_big(cell: Cell, server: Server, queue: str, seconds: float) -> list[Row]:
     """One pop of everything."""
     bodies = PushBodies(server.url, queue, batch=1000)
@@ -403,6 +574,10 @@ RUNNERS = {
     "pop": run_pop,
     "ack": run_pop,
     "mixed": run_mixed,
+    "loop": run_loop,
+    "groups": run_groups,
+    "parked": run_parked,
+    "partitions": run_partitions,
     "big": run_big,
     "paced": run_paced,
     "wake": run_wake,
@@ -443,7 +618,7 @@ class Report:
             merged: dict[str, object] = {}
             for name, value in asdict(rows[0]).items():
                 values = [getattr(one, name) for one in rows]
-                is_figure = isinstance(value, float)
+                is_figure = isinstance(value, float) and all(one is not None for one in values)
                 merged[name] = statistics.median(values) if is_figure else value
             totals = [one.total_us for one in rows if one.total_us is not None]
             merged["total_us"] = statistics.median(totals) if totals else None
@@ -524,6 +699,15 @@ def print_ratios(report: Report) -> None:
         plain = rates.get(("push-100", "push", workers))
         if cell in ("push-100-v7", "push-100-v4") and plain is not None:
             print(f"  {cell:<12} {workers} workers: {rate / plain:6.2f} times push-100 without ids")
+
+
+def print_goals(report: Report) -> None:
+    """Beside every figure that has a goal: what it should be."""
+    lines = judged(report.summary())
+    if lines:
+        titles = f"{'cell':<16}{'verb':<16}{'wk':>3} {'figure':<20}{'measured':>14}{'floor':>10} {'goal':>13}"
+        print(f"\ngoals on two cores (perf/goals.py):\n{titles}")
+        print("\n".join(lines))
 
 
 def print_comparison(report: Report, path: Path) -> None:
@@ -663,6 +847,7 @@ async def main() -> int:
     if not finished:
         report.failures.append("interrupted")
 
+    print_goals(report)
     print_ratios(report)
     if arguments.compare:
         print_comparison(report, arguments.compare)
