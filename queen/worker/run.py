@@ -67,6 +67,11 @@ HEARTBEAT_SECONDS: Final = 0.5
 LAG_SECONDS: Final = 0.05
 """Between two looks at how late the loop is. 20 a second cost 0.1 % of a core, and see what blocks it for longer."""
 
+CLOSING_SECONDS: Final = 1.5
+CLOSING_SHARE: Final = 0.3
+"""What of the grace is for closing when requests have been cut: leases to give back, the pool, and PostgreSQL after it.
+With 100 streams cut at 5 s sharp the server was gone after 6.7 s (F7 of tests/faults)."""
+
 HARD_EXIT_MARGIN_SECONDS: Final = 1.0  # past the grace, and before the supervisor's own margin runs out
 ALONE: Final = Drain()
 
@@ -317,7 +322,8 @@ class Worker:
         log.info("draining", why=why, grace_seconds=grace_seconds)
         exit_by(grace_seconds + HARD_EXIT_MARGIN_SECONDS)
         linger_seconds = min(LINGER_SECONDS, grace_seconds / 2) if told.others else 0.0
-        self._how_to_drain = HowToDrain(grace_seconds, linger_seconds, keep_backlog=told.replaced)
+        closing_seconds = min(CLOSING_SECONDS, grace_seconds * CLOSING_SHARE)
+        self._how_to_drain = HowToDrain(grace_seconds - closing_seconds, linger_seconds, keep_backlog=told.replaced)
         if self._service is not None:
             self._service.begin_drain(replaced=told.others)  # parked polls end now, with nothing
         self._end()

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable
 import trio
 
 CHUNK = 65536
-READY_FOR_QUERY = b"Z\x00\x00\x00\x05I"  # idle: outside a transaction, so whatever was asked is committed
+READY_FOR_QUERY = b"Z\x00\x00\x00\x05"  # whatever was asked is done; outside a transaction it is committed
 
 
 class Proxy:
@@ -86,7 +86,7 @@ class _Line:
     async def replies(self) -> None:
         async for chunk in self._server:
             if self._losing:
-                if READY_FOR_QUERY in chunk:  # done, and committed
+                if READY_FOR_QUERY in chunk:
                     self._proxy.replies_lost += 1
                     return
                 continue
