@@ -503,8 +503,11 @@ class Engine:
         partition = UNNAMED if surplus.partition is None else surplus.partition
         if surplus.due_seconds > 0:
             self._wakeups.tell_at(hints, surplus.due_seconds, partition)
-        elif not self._wakeups.tell(hints, surplus.pops, partition):
-            self._tell_others_of_surplus(hints)
+        else:
+            # those who wait to look already will find it; but one of them may leave, so one at least is woken
+            pops = max(surplus.pops - self._claims.statistics().waiting, 1)
+            if not self._wakeups.tell(hints, pops, partition):
+                self._tell_others_of_surplus(hints)
 
     def _queue_changed(self, queue: Queue) -> None:
         """Born or configured: everybody who waits for it looks again."""

@@ -26,6 +26,10 @@ MAX_CACHED: Final = 50_000
 _OPTIONS: Final = tuple(field.name for field in msgspec.structs.fields(QueueOptions))
 SELECT_QUEUE: Final = "SELECT queue_id, name, namespace, task, version, " + ", ".join(_OPTIONS) + " FROM queen.queues"
 _CONFIGURE: Final = "SELECT queen.configure(NULL, " + ", ".join(f"${i}" for i in range(1, 6 + len(_OPTIONS))) + ")"
+_IS_REGISTERED: Final = """
+    SELECT EXISTS (SELECT FROM queen.consumer_groups g JOIN queen.queues q ON q.queue_id = g.queue_id
+        WHERE g.queue_id = $1 AND g.name = $2)
+"""
 _PURGE_PARTITIONS: Final = 500
 
 
@@ -174,6 +178,10 @@ class Catalogue:
         start_at = {StartMode.ALL: None, StartMode.NEW: since, StartMode.FROM: start.at}[start.mode]
 
         async def write(connection: Connection) -> bool:
+            # A group that can be seen has all its cursors: they came with it in one transaction, and partitions that
+            # are born later bring theirs. To make sure of each would read all partitions, for every worker's first pop.
+            if await connection.fetchval(_IS_REGISTERED, queue.queue_id, group):
+                return True
             async with connection.transaction():
                 if not await connection.fetchval(
                     "SELECT queen.register_group(NULL, $1, $2, $3, $4)",

@@ -312,8 +312,9 @@ async def test_what_is_drained_while_a_push_holds_the_partition_is_looked_at_aga
     assert await sql.fetchval("SELECT ready_at IS NULL FROM queen.cursors")
 
 
-async def test_as_many_waiting_pops_look_as_there_are_messages_and_no_more(broker: Broker) -> None:
-    """One is woken by the push, the others at once by what it left; nobody looks to find nothing."""
+async def test_as_many_waiting_pops_look_as_there_are_messages_and_hardly_more(broker: Broker) -> None:
+    """One is woken by the push, the others at once by what it left. Where these fall in two claims, the first has one
+    more look, lest one of the second leaves."""
     await broker.configure("q")
 
     async with trio.open_nursery() as consumers:
@@ -322,15 +323,15 @@ async def test_as_many_waiting_pops_look_as_there_are_messages_and_no_more(broke
         async def consume() -> None:
             taken.append(await broker.pop("q", batch=1, wait=60, auto_ack=True))
 
-        for _ in range(6):
+        for _ in range(20):
             consumers.start_soon(consume)
-        await broker.wait_parked(6)
+        await broker.wait_parked(20)
         asked, looks = broker.asked, broker.looks
         await broker.push("q", 1, 2, 3, 4)
         await broker.wait_until(lambda: len(taken) == 4)
-        await broker.wait_parked(2)
-        assert broker.asked - asked == 4
-        assert broker.looks - looks == 2
+        await broker.wait_parked(16)
+        assert broker.asked - asked in (4, 5, 6)
+        assert broker.looks - looks in (2, 3, 4)
         consumers.cancel_scope.cancel()
 
     assert sorted(popped.data for popped in taken) == [[1], [2], [3], [4]]

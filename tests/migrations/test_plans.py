@@ -197,6 +197,15 @@ async def transaction(broker: Broker, number: int) -> None:
     assert result.error is None
 
 
+@verb(limit=30)
+async def first_pop_of_a_known_group_through_another_worker(broker: Broker, number: int) -> None:
+    queue = broker.engine.store.catalogue.cached("q")
+    assert queue is not None
+    await broker.push("q", 1, partition=f"known {number}")
+    broker.engine.store.catalogue.forget_group(queue.queue_id, "idle")
+    assert await broker.pop("q", group="idle", partition=f"known {number}", auto_ack=True)
+
+
 @verb(limit=20)
 async def sweep_of_lost_hints(broker: Broker, _: int) -> None:
     queue = broker.engine.store.catalogue.cached("q")
