@@ -328,7 +328,7 @@ class Vigil:
         while True:
             await trio.sleep(TICK_SECONDS)
             now = trio.current_time()
-            awake_seconds = min(now - looked_at, 2 * TICK_SECONDS)
+            awake_seconds = min(now - looked_at, TICK_SECONDS)
             looked_at = now
             alive = list(lives())
             told.intersection_update(alive)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pwd
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -19,13 +20,20 @@ from .support import Server
 StartServer = Callable[..., Server]
 
 
+@pytest.fixture(scope="session", autouse=True)
+def hang_up_is_heard() -> None:
+    """Servers inherit what is ignored: under nohup none would reload."""
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 @pytest.fixture
 def scratch() -> Iterator[Path]:
     """A directory that any user may enter: as root, PostgreSQL runs under another user, who cannot enter tmp_path."""
     directory = Path(tempfile.mkdtemp(prefix="queen-test-"))
     directory.chmod(0o755)
     yield directory
-    shutil.rmtree(directory)
+    shutil.rmtree(directory, ignore_errors=True)  # a PostgreSQL that is ending removes files, too
 
 
 @pytest.fixture

@@ -72,6 +72,9 @@ PAGES: Final[Mapping[str, int]] = {
     "/metrics/prometheus": 100,
 }
 
+BY_QUEUE: Final = ("sequentially counts",)
+"""A row for each queue and group that has messages: pages over all queues sum it up as a whole."""
+
 
 @pytest.fixture
 def buckets() -> int:
@@ -140,7 +143,7 @@ async def test_no_page_reads_everything(
             excess = {
                 counter: rows
                 for counter, rows in read.items()
-                if rows > (0 if counter.startswith("sequentially") else limit)
+                if rows > (0 if counter.startswith("sequentially") and counter not in BY_QUEUE else limit)
             }
             if excess:
                 excesses[target] = excess

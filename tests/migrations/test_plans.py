@@ -28,7 +28,7 @@ AROUND: Final = 50_000
 
 LARGE: Final = (
     "partitions", "segments", "transaction_ids", "cursors", "dead_letters", "queue_buckets", "stream_partitions",
-    "stream_state", "expired_ranges", "queue_rooms", "queue_sweeps", "counts"
+    "stream_state", "expired_ranges", "queue_rooms", "queue_sweeps", "counts",
 )  # fmt: skip
 
 FILL: Final = """
