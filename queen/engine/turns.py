@@ -2,9 +2,9 @@
 
 Strict priority lets a busy queue of a higher one keep another waiting for ever. Raising the priority of whatever has
 waited long enough (aging) forgets priority altogether as soon as everything is late, which is when it matters. So
-every eighth batch, of the pops of one group and label at one worker, goes by waiting time alone: the queue whose
+every 32nd batch, of the pops of one group and label at one worker, goes by waiting time alone: the queue whose
 partition has been ready longest is served, whatever its priority. With n queues that have something, none waits for
-more than 8·n batches, and a higher priority still gets seven of eight. (Compare weighted fair queueing; two classes are
+more than 32·n batches, and a higher priority still gets 31 of 32. (Compare weighted fair queueing; two classes are
 enough here.)
 """
 
@@ -17,7 +17,7 @@ from typing import Final
 from queen.model.message import PopRequest
 from queen.model.queue import Queue
 
-FAIR_TURN: Final = 8
+FAIR_TURN: Final = 32
 """One batch in so many goes to who has waited longest."""
 
 MAX_COUNTED: Final = 10_000

@@ -33,15 +33,15 @@ def test_of_one_priority_the_longest_wait_comes_first() -> None:
     assert [found.name for found in Turns().order(REQUEST, equals, {0: -1.0, 1: -2.0})] == ["later", "late"]
 
 
-def test_every_eighth_batch_goes_to_who_has_waited_longest() -> None:
+def test_every_32nd_batch_goes_to_who_has_waited_longest() -> None:
     turns = Turns()
     first = []
     for _ in range(3 * FAIR_TURN):
         first.append(names(turns)[0])
         turns.served(REQUEST)
 
-    assert FAIR_TURN == 8
-    assert first == (["high"] * 7 + ["low"]) * 3
+    assert FAIR_TURN == 32
+    assert first == (["high"] * (FAIR_TURN - 1) + ["low"]) * 3
 
 
 def test_a_look_that_finds_nothing_takes_no_turn() -> None:
