@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from typing import Any
-from uuid import uuid4
 
 import msgspec
 import pytest
@@ -14,7 +13,7 @@ from queen.routes.wire import query as query_module
 
 from .asgi_driver import Http, open_app
 
-NAMES = {"partition_id": str(uuid4()), "lease_id": str(uuid4())}
+NAMES = dict.fromkeys(("partition_id", "lease_id"), "5f0c8c1e-3a52-4d0e-9b57-6f1c2d9e7a40")
 
 
 async def test_the_description_is_served_as_json(http: Http) -> None:
