@@ -288,7 +288,7 @@ def _unreachable() -> StorageUnavailable:
 @asynccontextmanager
 async def open_bridge(connect: Connect, connections: int) -> AsyncIterator[Bridge]:
     """Start the runners; on exit finish running jobs, refuse waiting ones, close connections. Call it inside
-    ``trio_asyncio.open_loop()``."""
+    ``open_asyncio()``."""
     async with trio.open_nursery() as runners:
         bridge = Bridge(connect, connections)
         for _ in range(connections):

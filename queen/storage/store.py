@@ -29,6 +29,7 @@ from queen.storage.counts import Counts
 from queen.storage.dead_letters import DeadLetters
 from queen.storage.expiry import Expiry
 from queen.storage.groups import Groups
+from queen.storage.loop import open_asyncio
 from queen.storage.messages import Messages
 from queen.storage.metrics import Metrics
 from queen.storage.migrate import migrate
@@ -204,7 +205,7 @@ async def open_store(settings: Settings, *, known_buckets: int | None = None) ->
         return await open_connection(settings)
 
     # a loop of its own, so that a failure leaves it as one error and not as a group
-    async with trio_asyncio.open_loop():
+    async with open_asyncio():
         patience_seconds = _STARTUP_SECONDS if known_buckets is None else 0.0
         prepared = await outcome.acapture(
             trio_asyncio.aio_as_trio(_prepare), connect, settings.buckets, patience_seconds
@@ -229,7 +230,7 @@ async def open_store(settings: Settings, *, known_buckets: int | None = None) ->
 
     connections = max(2, settings.db_pool_size // max(1, settings.workers))
     async with (
-        trio_asyncio.open_loop(),
+        open_asyncio(),
         open_bridge(connect, connections) as bridge,
         open_bridge(connect, 1) as onlooker,
         trio.open_nursery() as listeners,
