@@ -44,6 +44,12 @@ class QueenError(Exception):
         self.detail = detail
 
 
+class PushRefused(QueenError):
+    """Base of what a push is refused for as a whole. ``results``: what became of each item, where the route says so."""
+
+    results: list[dict[str, object]] | None = None
+
+
 class InvalidRequest(QueenError):
     """The request itself is wrong; nothing was applied. Sending it again unchanged will fail again."""
 
@@ -105,10 +111,10 @@ class RequestTooLarge(QueenError):
         super().__init__("Request body too large")
 
 
-class QueueFull(QueenError):
+class QueueFull(PushRefused):
     """A queue of the request has no room for what was pushed (its maxSize). Nothing of the request was applied.
 
-    ``queues``: those without room. ``results``: what became of each item, where the route says so.
+    ``queues``: those without room.
     """
 
     code, status, title = "queue_full", 429, "Queue full"
@@ -116,7 +122,6 @@ class QueueFull(QueenError):
 
     def __init__(self, queue: str, max_size: int, room: int, wanted: int, others: Sequence[str] = ()) -> None:
         self.queues = (queue, *others)
-        self.results: list[dict[str, object]] | None = None
         if wanted > max_size:
             what = f"holds {max_size} messages (maxSize) and {wanted} were pushed at once: push fewer"
         else:
@@ -192,7 +197,7 @@ class Overloaded(QueenError):
     retry_after_seconds = 1
 
 
-class SpoolFull(QueenError):
+class SpoolFull(PushRefused):
     """Pushes go to the spool now, and it has reached its limit. The request was not applied. Pops and acks may do."""
 
     code, status, title = "spool_full", 503, "Spool full"
@@ -218,7 +223,7 @@ class SpoolForeign(QueenError):
         )
 
 
-class SpoolUnavailable(QueenError):
+class SpoolUnavailable(PushRefused):
     """Pushes go to the spool now, and its disk does not take them. The request was not applied."""
 
     code, status, title = "spool_unavailable", 503, "Spool unavailable"

@@ -13,7 +13,7 @@ from typing import Final
 import msgspec
 import structlog
 
-from queen.errors import MethodNotAllowed, QueenError, QueueFull, RouteNotFound, Unauthenticated
+from queen.errors import MethodNotAllowed, PushRefused, QueenError, RouteNotFound, Unauthenticated
 from queen.routes.call import Call
 
 BODY_STALL_SECONDS: Final = 60.0
@@ -94,7 +94,7 @@ def problem_of(error: Exception) -> Problem:
         headers["Allow"] = error.allowed
     if isinstance(error, Unauthenticated):
         headers["WWW-Authenticate"] = "Bearer"
-    results = error.results if isinstance(error, QueueFull) else None
+    results = error.results if isinstance(error, PushRefused) else None
     return Problem(error.status, error.code, error.title, error.detail, headers, results)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from queen.errors import QueueFull
+from queen.errors import PushRefused
 from queen.model.message import Buffered
 from queen.routes.call import Answer, Call, Context
 from queen.routes.wire.push import read_push, refused_results, write_buffered, write_push
@@ -17,7 +17,7 @@ async def push(context: Context, call: Call) -> Answer:
     call.facts["partition"] = messages[0].partition
     try:
         results = await context.engine.push(messages, call.producer_sub)
-    except QueueFull as error:
+    except PushRefused as error:
         error.results = refused_results(messages, error)
         raise
     if isinstance(results, Buffered):

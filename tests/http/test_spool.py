@@ -118,6 +118,9 @@ async def test_a_push_that_the_spool_has_no_room_for_is_refused(http: Http) -> N
 
     assert (answer.status, answer.json["code"]) == (503, "spool_full")
     assert answer.headers["retry-after"] == "5"
+    [item] = answer.json["results"]
+    assert (item["status"], item["queue"], item["partition"]) == ("failed", "q", "Default")
+    assert item["error"] == "spool_full"
     assert (await http.push("q", 1))[0]["status"] == "buffered"
     await switch(http, enabled=False)
     await drained(http)

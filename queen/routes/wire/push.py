@@ -9,7 +9,7 @@ from uuid import UUID
 
 import msgspec
 
-from queen.errors import InvalidRequest, QueueFull
+from queen.errors import InvalidRequest, PushRefused, QueueFull
 from queen.model.message import Buffered, NewMessage, PushResult
 from queen.model.queue import DEFAULT_PARTITION
 from queen.routes.wire.body import (
@@ -162,14 +162,15 @@ def write_push(messages: Sequence[NewMessage], results: Sequence[PushResult]) ->
     return join_text(pieces)
 
 
-def refused_results(messages: Sequence[NewMessage], error: QueueFull) -> list[dict[str, object]]:
+def refused_results(messages: Sequence[NewMessage], error: PushRefused) -> list[dict[str, object]]:
     """What became of the items of a push that found no room: nothing, of those that would have had room neither."""
+    guilty = error.queues if isinstance(error, QueueFull) else None
     return [
         {
             "index": index,
             "transaction_id": message.transaction_id,
             "status": "failed",
-            "error": error.code if message.queue in error.queues else "not_stored",
+            "error": error.code if guilty is None or message.queue in guilty else "not_stored",
             "transactionId": message.transaction_id,
             "queueName": message.queue,
             "queue": message.queue,
