@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from queen._version import __version__
-from queen.cli import migrate, reencrypt, reload, run, status, stop, top, tree, upgrade, workers
+from queen.cli import migrate, reencrypt, reload, run, spool, status, stop, top, tree, upgrade, workers
 from queen.errors import StartupError
 from queen.supervision.control_socket import Refused
 
@@ -22,7 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="queen-trio", description="A durable, partitioned message queue server.")
     parser.add_argument("--version", action="version", version=f"queen-trio {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for command in (run, migrate, reencrypt, status, top, tree, workers, reload, upgrade, stop):
+    for command in (run, migrate, reencrypt, spool, status, top, tree, workers, reload, upgrade, stop):
         command.add_parser(commands)
     arguments = parser.parse_args(argv)
     try:

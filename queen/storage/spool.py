@@ -140,6 +140,18 @@ class Entry(NamedTuple):
     rest: PushRequest | None = None
 
 
+class SetAside(NamedTuple):
+    """An entry of the quarantine. Times: Unix, microseconds, by this machine's clock."""
+
+    number: int
+    accepted_us: int
+    set_aside_us: int
+    queue: str
+    messages: int
+    size: int
+    reason: str
+
+
 class Portion(NamedTuple):
     """The first entries of the spool. ``whole``: there were no others when it was read."""
 
@@ -468,6 +480,42 @@ class Spool:
             self._settle(file)
         return sum(messages for _, messages, _ in rows)
 
+    # -- the quarantine -------------------------------------------------------------------------------------------
+
+    async def set_asides(self, after: int, limit: int) -> list[SetAside]:
+        """What was set aside, in the order in which it was accepted, from behind a number."""
+        return await self._in_thread(self._limit_writes, partial(self._set_asides, after, limit))
+
+    def _set_asides(self, after: int, limit: int) -> list[SetAside]:
+        select = (
+            "SELECT number, accepted_us, set_aside_us, queue, messages, bytes, reason FROM quarantine"
+            " WHERE number > ? ORDER BY number LIMIT ?"
+        )
+        return [SetAside(*row) for row in self._writer.sql.execute(select, (after, limit))]
+
+    async def try_again(self, numbers: Collection[int]) -> int:
+        """Put these of the quarantine behind all that waits. Returns how many messages they have."""
+        return await self._in_thread(self._limit_writes, partial(self._take_out, numbers, again=True))
+
+    async def discard(self, numbers: Collection[int]) -> int:
+        """Delete these of the quarantine for good. Returns how many messages they had."""
+        return await self._in_thread(self._limit_writes, partial(self._take_out, numbers, again=False))
+
+    def _take_out(self, numbers: Collection[int], *, again: bool) -> int:
+        file = self._writer
+        with file.locked():
+            before = self.backlog
+            try:
+                with file.transaction():
+                    messages = sum(_take_out(file.sql, number, again=again) for number in sorted(numbers))
+                    if again and messages:
+                        self._words[_BACKLOG] = 1
+            except BaseException:
+                self._words[_BACKLOG] = int(before)
+                raise
+            self._settle(file)
+        return messages
+
     # -- what is known of the database ----------------------------------------------------------------------------
 
     @property
@@ -549,6 +597,34 @@ def _quarantine(sql: sqlite3.Connection, number: int, reason: str) -> None:
         " quarantined_bytes = quarantined_bytes + e.bytes FROM entries e WHERE e.number = ?",
         (number,),
     )
+
+
+def _take_out(sql: sqlite3.Connection, number: int, *, again: bool) -> int:
+    """Delete an entry of the quarantine, after copying it to the end of those that wait if it is to be tried again.
+    Returns its messages; 0: there is no such entry."""
+    row = sql.execute("SELECT messages, bytes FROM quarantine WHERE number = ?", (number,)).fetchone()
+    if row is None:
+        return 0
+    messages: int
+    messages, size = row
+    if again:
+        cursor = sql.execute(
+            "INSERT INTO entries (request, accepted_us, queue, messages, bytes, key_id, body)"
+            " SELECT 0, accepted_us, queue, messages, bytes, key_id, body FROM quarantine WHERE number = ?",
+            (number,),
+        )
+        sql.execute("UPDATE entries SET request = number WHERE number = ?", (cursor.lastrowid,))
+        sql.execute(
+            "UPDATE meta SET pending_entries = pending_entries + 1, pending_messages = pending_messages + ?,"
+            " pending_bytes = pending_bytes + ?",
+            (messages, size),
+        )
+    sql.execute(
+        "UPDATE meta SET quarantined_messages = quarantined_messages - ?, quarantined_bytes = quarantined_bytes - ?",
+        (messages, size),
+    )
+    sql.execute("DELETE FROM quarantine WHERE number = ?", (number,))
+    return messages
 
 
 def _context(queue: str) -> bytes:

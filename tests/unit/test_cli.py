@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
+import trio
 
 from queen._version import __version__
 from queen.cli import main
 from queen.cli.run import is_loopback
+from queen.storage.pushes import PushRequest
+from queen.storage.segments import Keyring
+from queen.storage.spool import KeptMessage, open_spool
 
 
 @pytest.mark.parametrize(
@@ -51,3 +57,36 @@ def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
 )
 def test_which_hosts_only_this_machine_can_reach(host: str, loopback: bool) -> None:
     assert is_loopback(host) is loopback
+
+
+@pytest.fixture
+async def set_aside(tmp_path: Path) -> Path:
+    """A spool with two pushes that could not be stored."""
+    message = KeptMessage(queue="gone", partition="Default", payload=b"1", transaction_id=None, trace_id=None)
+    async with open_spool(tmp_path / "spool", 10_000, Keyring(None)) as spool:
+        await spool.keep([PushRequest([message], None)] * 2)
+        await spool.set_aside_queue("gone", "the queue was deleted")
+    return tmp_path / "spool"
+
+
+async def test_the_spool_is_shown_retried_and_discarded(set_aside: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    async def run(*arguments: str) -> tuple[int, list[str]]:
+        command = ["spool", "--spool-dir", str(set_aside), *arguments]
+        code = await trio.to_thread.run_sync(main, command)  # it has a loop of its own
+        return code, capsys.readouterr().out.splitlines()
+
+    code, [headline, first, second] = await run()
+    assert code == 0
+    assert "0 messages wait" in headline
+    assert first.endswith("queue 'gone': the queue was deleted")
+    assert (await run("--retry", second.split()[0])) == (0, ["1 message to be stored"])
+    assert (await run("--discard", "7")) == (1, ["0 messages discarded", "not set aside, or not any more: 7"])
+    assert (await run("--retry")) == (0, ["1 message to be stored"])
+    assert "2 messages wait" in (await run())[1][0]
+
+
+def test_where_there_is_no_spool_none_is_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["spool", "--spool-dir", str(tmp_path / "nothing")]) == 3
+
+    assert "there is no spool in" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

@@ -239,3 +239,39 @@ async def test_a_directory_that_cannot_be_made_is_a_sentence(tmp_path: Path) -> 
     with pytest.raises(StartupError, match="FILE_BUFFER_DIR"):
         async with open_spool(tmp_path / "file" / "spool", MAX_BYTES, NO_KEY):
             pass
+
+
+async def test_what_was_set_aside_is_stored_after_what_waits(spool: Spool) -> None:
+    await spool.keep([request(Message(payload=b"1")), request(Message(payload=b"2"), Message(queue="other"))])
+    await spool.set_aside_queue("q", "deleted")
+    aside = await spool.set_asides(0, 10)
+    assert [(entry.queue, entry.messages, entry.reason) for entry in aside] == [("q", 1, "deleted")] * 2
+
+    assert await spool.try_again([aside[0].number, 999]) == 1
+
+    assert [(queue, payload) for queue, _, payload, _ in await everything(spool)] == [("other", b"1"), ("q", b"1")]
+    assert await spool.set_asides(0, 10) == aside[1:]
+    assert await spool.set_asides(aside[1].number, 10) == []
+    assert (spool.figures.pending_messages, spool.figures.quarantined_messages) == (2, 1)
+
+
+async def test_trying_again_raises_the_flag_for_all_workers(spool: Spool, other: Spool) -> None:
+    await spool.keep([request()])
+    await spool.set_aside_queue("q", "deleted")
+    assert not other.backlog
+
+    await other.try_again([entry.number for entry in await other.set_asides(0, 10)])
+
+    assert spool.backlog
+    assert len(await everything(spool)) == 1
+
+
+async def test_what_is_discarded_is_gone_and_leaves_its_room(spool: Spool) -> None:
+    await spool.keep([request(Message(payload=b"x" * 1000))])
+    await spool.set_aside_queue("q", "deleted")
+
+    assert await spool.discard([entry.number for entry in await spool.set_asides(0, 10)]) == 1
+    assert await spool.discard([1]) == 0
+
+    assert not spool.backlog
+    assert (spool.figures.quarantined_messages, spool.figures.quarantined_bytes) == (0, 0)
