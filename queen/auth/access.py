@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
+from typing import TYPE_CHECKING
 
 import trio
 
-from queen.auth.keys import RemoteKeys
 from queen.auth.levels import Level
-from queen.auth.tokens import Tokens
 from queen.config.settings import JwtSettings
 from queen.errors import Forbidden, Unauthenticated
+
+if TYPE_CHECKING:
+    from queen.auth.tokens import Tokens
 
 
 class Access:
@@ -65,10 +67,13 @@ async def open_access(settings: JwtSettings) -> AsyncIterator[Access | None]:
     if not settings.enabled:
         yield None
         return
+    from queen.auth.tokens import Tokens  # here: a server that asks for no tokens does without PyJWT, 9 MB
+
     if settings.jwks_url is None or settings.algorithm == "HS256":
         yield Access(settings, Tokens(settings))
         return
     from queen.auth.fetch import fetch_key_set  # here, for what it costs
+    from queen.auth.keys import RemoteKeys
 
     fetch = partial(fetch_key_set, settings.jwks_url.reveal(), settings.jwks_timeout_seconds)
     keys = RemoteKeys(fetch, settings.jwks_refresh_seconds)

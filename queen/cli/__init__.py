@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Sequence
 
+import queen.lean  # noqa: F401  # isort: split
 from queen._version import __version__
 from queen.cli import migrate, reencrypt, reload, run, spool, status, stop, top, tree, upgrade, workers
 from queen.errors import StartupError

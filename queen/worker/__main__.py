@@ -34,6 +34,7 @@ def main() -> int:
 
     import trio
 
+    import queen.lean  # noqa: F401  # isort: split
     from queen.control import Failed, encode
     from queen.worker.order import serve_in_order_of_arrival
     from queen.worker.run import NEVER_SERVED, run_worker
