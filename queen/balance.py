@@ -30,6 +30,9 @@ SLACK: Final = 1 / 8
 """How much more than its share a worker may have before it hands on, and at least one connection: to be exact would
 cost a hand-over for every other connection."""
 
+NO_DESCRIPTOR_SECONDS: Final = 0.1
+"""Between two looks into the queue of a worker that has no descriptor left to take a connection under."""
+
 PATIENCE_SECONDS: Final = 0.005
 """How long a worker leaves a connection in the queue for a lighter one to take."""
 
@@ -64,6 +67,11 @@ class Board:
         counts = [count for count in self._cells[1 : 1 + self._cells[0]] if count != ABSENT]
         return sum(counts) / len(counts) if counts else 0.0
 
+    @property
+    def anybody(self) -> bool:
+        """Whether any slot is served."""
+        return any(count != ABSENT for count in self._cells[1 : 1 + self._cells[0]])
+
     def close(self) -> None:
         self._cells.release()
         self._memory.close()
@@ -86,11 +94,29 @@ class Pool:
             self.board.write(slot, ABSENT)
         # one message is one connection, whole, for one receiver
         self._takes, self._gives = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._gives.setblocking(False)
 
     @property
     def descriptors(self) -> tuple[int, int, int]:
         """What a worker needs for a Balance, in that order."""
         return self._memory, self._takes.fileno(), self._gives.fileno()
+
+    def give_backlog(self, listener: socket.socket) -> int:
+        """Have the workers serve what waits to be accepted there, if any serves; returns how many that were."""
+        given = 0
+        listener.setblocking(False)
+        while self.board.anybody:
+            try:
+                connected, _ = listener.accept()
+            except ConnectionAbortedError:  # it has hung up already
+                continue
+            except OSError:  # none is left; or no descriptor is, and then no more can be done
+                break
+            with connected:
+                if not _put(self._gives, connected.fileno()):
+                    break
+            given += 1
+        return given
 
     def close(self) -> None:
         self.board.close()
@@ -136,12 +162,9 @@ class Balance:
 
     def give(self, connected: int) -> bool:
         """The same for a worker that has left, of a connection on which nothing is begun: others go on with it."""
-        try:
-            socket.send_fds(self._gives, [b"c"], [connected])
-        except OSError:  # full, or no memory: whoever cannot give serves
-            return False
-        self.handed_on += 1
-        return True
+        given = _put(self._gives, connected)
+        self.handed_on += given
+        return given
 
     async def run(self, serve: Callable[[socket.socket], None]) -> None:
         """Take connections that others hand on, until cancelled. ``serve`` begins to serve one, which it closes."""
@@ -149,6 +172,9 @@ class Balance:
             await trio.lowlevel.wait_readable(self._takes)
             if self._connections > self._board.share():
                 await trio.sleep(PATIENCE_SECONDS)
+            if not self._has_descriptor():
+                await trio.sleep(NO_DESCRIPTOR_SECONDS)  # for others: taken now, a connection would be lost
+                continue
             connected = self.take_nowait()
             if connected is not None:
                 serve(connected)
@@ -165,6 +191,13 @@ class Balance:
                 return socket.socket(fileno=_DESCRIPTOR.unpack(data)[0])
         return None  # no descriptor was left to have it under
 
+    def _has_descriptor(self) -> bool:
+        try:
+            os.close(os.dup(self._takes.fileno()))
+        except OSError:
+            return False
+        return True
+
     def leave(self, *, replaced: bool) -> None:
         """Take part no more. ``replaced``: another writes for this slot by now."""
         if not self._left and not replaced:
@@ -175,3 +208,12 @@ class Balance:
         self._board.close()
         self._takes.close()
         self._gives.close()
+
+
+def _put(gives: socket.socket, connected: int) -> bool:
+    """Put a connection into the queue. False: it is full, or there is no memory: whoever cannot give serves."""
+    try:
+        socket.send_fds(gives, [b"c"], [connected])
+    except OSError:
+        return False
+    return True

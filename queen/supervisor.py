@@ -515,10 +515,9 @@ class Supervisor:
     # -- signals and the status line -----------------------------------------------------------------------------------
 
     async def _watch_signals(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        numbers = [signal.SIGTERM, signal.SIGINT, signal.SIGTTIN, signal.SIGTTOU, signal.SIGUSR2]
-        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup has it ignored
-            numbers.append(signal.SIGHUP)
-        with trio.open_signal_receiver(*numbers) as signals:
+        # SIGHUP also under nohup, which has it ignored: a terminal that hangs up costs a reload, an operator who is not
+        # heard a deploy.
+        with trio.open_signal_receiver(*handover.HELD_SIGNALS) as signals:
             handover.hear_signals_again()
             task_status.started()
             async for number in signals:

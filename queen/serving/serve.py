@@ -6,11 +6,12 @@ elsewhere (supervisor.py), requests answered elsewhere (connection.py).
 
 from __future__ import annotations
 
+import errno
+import math
 import socket
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Final
 
 import msgspec
@@ -46,6 +47,13 @@ FIRST_REQUEST_SECONDS: Final = 1.0
 
 HAND_ON_SECONDS: Final = 0.05
 """Between two tries to hand on what is idle. The queue between workers has room for some hundreds at a time."""
+
+ACCEPT_PAUSE_SECONDS: Final = 0.1
+"""Between two tries to accept when no descriptor or no memory is left. Connections wait in the backlog meanwhile."""
+
+SAY_AGAIN_SECONDS: Final = 10.0  # how often such a shortage is told of while it lasts
+
+NO_ROOM: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 log = structlog.get_logger("queen.http")
 
@@ -199,22 +207,18 @@ async def accept(
     """
     listener.setblocking(False)
 
-    async def serve_last(stream: trio.SocketStream) -> None:
+    async def serve_one(stream: trio.SocketStream) -> None:
         async with stream:
             await serve_connection(stream)
 
+    def begin(stream: trio.SocketStream) -> None:
+        connections.start_soon(serve_one, stream)
+
     def serve_taken(connected: socket.socket) -> None:
-        connections.start_soon(serve_last, trio.SocketStream(trio.socket.from_stdlib_socket(connected)))
+        begin(trio.SocketStream(trio.socket.from_stdlib_socket(connected)))
 
     async with trio.open_nursery() as accepting:
-        accepting.start_soon(
-            partial(
-                trio.serve_listeners,
-                serve_connection,
-                [trio.SocketListener(trio.socket.from_stdlib_socket(listener.dup()))],
-                handler_nursery=connections,
-            )
-        )
+        accepting.start_soon(accept_all, listener, begin)
         if balance is not None:
             accepting.start_soon(balance.run, serve_taken)
         how = await wait_drain()
@@ -231,8 +235,27 @@ async def accept(
             continue
         except OSError:  # none is left; or no descriptor is, and then no more can be done
             break
-        connections.start_soon(serve_last, trio.SocketStream(trio.socket.from_stdlib_socket(connected)))
+        serve_taken(connected)
     return how
+
+
+async def accept_all(listener: socket.socket, begin: Callable[[trio.SocketStream], None]) -> None:
+    """Accept until cancelled, which leaves the socket open. With no descriptor left it pauses, and goes on when one is
+    there again."""
+    accepting = trio.SocketListener(trio.socket.from_stdlib_socket(listener))
+    said_at = -math.inf
+    while True:
+        try:
+            stream = await accepting.accept()
+        except OSError as error:
+            if error.errno not in NO_ROOM:
+                raise
+            if (now := trio.current_time()) >= said_at + SAY_AGAIN_SECONDS:
+                said_at = now
+                log.error("cannot accept: connections wait", reason=error.strerror)
+            await trio.sleep(ACCEPT_PAUSE_SECONDS)
+        else:
+            begin(stream)
 
 
 class Guests:

@@ -1,4 +1,4 @@
-"""Acknowledgements, dead letters and transactions. The decisions about cursors and leases are made in ``queen.ack``.
+"""Acknowledgements, dead letters and transactions. The decisions about cursors and leases are made in ``queen.ack_v2``.
 
 A consumer names a message by its transaction id; ``queen.locate`` finds its offset. Acknowledged messages that go to
 the dead letter queue are copied there, payload and all, in the transaction that passes them.
@@ -7,6 +7,7 @@ the dead letter queue are copied there, payload and all, in the transaction that
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import itemgetter
 from typing import Any, Final, NamedTuple
 from uuid import UUID, uuid4
 
@@ -34,7 +35,7 @@ LEASE_LOST: Final = "Invalid or expired lease"
 
 _STATUS_CODES: Final = {AckStatus.COMPLETED: 0, AckStatus.FAILED: 1, AckStatus.DLQ: 2, AckStatus.RETRY: 3}
 _LOCATE: Final = "SELECT * FROM queen.locate($1, $2, $3, $4, $5, $6, $7, $8)"
-_ACK: Final = "SELECT * FROM queen.ack($1, NULL, $2, $3, $4, $5, $6, $7, $8, $9, $10)"
+_ACK: Final = "SELECT * FROM queen.ack_v2($1, NULL, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)"
 _READ: Final = "SELECT * FROM queen.read_segments($1, $2, $3, $4, 1, 1, true)"
 _DEAD: Final = """
     WITH buried AS (
@@ -265,7 +266,7 @@ class AckFlush:
                     partition.offsets[text] = base + index
 
     def _runs(self) -> dict[int, list[_Entry]]:
-        """By bucket, ordered by (partition, group, request, place): the runs that queen.ack gets."""
+        """By bucket, ordered by (partition, group, request, place): the runs that queen.ack_v2 gets."""
         cursors: dict[tuple[int, str], list[_Entry]] = {}
         for number, request in enumerate(self.requests):
             results: list[AckResult] = [_PENDING] * len(request)
@@ -333,7 +334,9 @@ class AckFlush:
                 [_STATUS_CODES[entry.run.status] for entry in runs],
                 [entry.run.first for entry in runs],
                 [entry.run.end for entry in runs],
+                _whole(runs),
             )
+            rows.sort(key=itemgetter("run"))
             again: dict[tuple[UUID, str], None] = {}  # what was given back
             lost = [entry for entry, row in zip(runs, rows, strict=True) if row["lost"]]
             await self._find_again(connection, bucket, lost)
@@ -401,6 +404,18 @@ def _refusal(ack: Ack, partition: _Partition, error: str | None) -> AckResult:
     return AckResult(
         transaction_id=ack.transaction_id, success=False, error=error, queue=partition.queue, partition=partition.name
     )
+
+
+def _whole(runs: Sequence[_Entry]) -> list[bool]:
+    """Which of these runs may be all of a lease: completed, and the only one of its cursor."""
+    cursors = [(entry.partition, entry.group) for entry in runs]
+    return [
+        entry.lease_id is not None
+        and entry.run.status is AckStatus.COMPLETED
+        and (at == 0 or cursors[at] != cursors[at - 1])
+        and (at + 1 == len(cursors) or cursors[at] != cursors[at + 1])
+        for at, entry in enumerate(runs)
+    ]
 
 
 def _uuid(text: str) -> UUID | None:

@@ -30,7 +30,7 @@ READ_BYTES: Final = 512 * 1024
 reader holds in memory to a few segments (one segment is at most 1 MiB, or one message)."""
 
 READ_SEGMENTS: Final = 2000
-_CLAIM: Final = "SELECT * FROM queen.claim_v2($1, NULL, $2, $3, $4, $5, $6, $7, $8, $9)"
+_CLAIM: Final = "SELECT * FROM queen.claim_v3($1, NULL, $2, $3, $4, $5, $6, $7, $8, $9)"
 _READY: Final = "SELECT * FROM queen.ready($1, NULL, $2, $3)"
 _READ: Final = "SELECT * FROM queen.read_segments($1, $2, $3, $4, $5, $6, $7)"
 _GIVE_BACK: Final = "SELECT queen.give_back($1, NULL, $2, $3, $4, $5, $6)"

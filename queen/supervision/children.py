@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import AsyncIterator
-from typing import Final
+from functools import partial
+from typing import Any, Final
 
 import trio
 
@@ -22,6 +24,21 @@ MAX_OUTPUT_LINE_BYTES: Final = 64 * 1024
 async def kill(process: ChildProcess) -> None:
     """For ``deliver_cancel``: a child whose time is up gets no more of it."""
     process.kill()
+
+
+async def start_process(nursery: trio.Nursery, command: list[str], **options: Any) -> trio.Process:
+    """Start it in that nursery, by ``trio.run_process``.
+
+    Raises:
+        OSError: there is no process to be had, nor a thread to start one from.
+    """
+    try:
+        process: trio.Process = await nursery.start(partial(trio.run_process, command, **options))
+    except RuntimeError as error:
+        if not str(error).startswith("can't start new thread"):
+            raise
+        raise OSError(errno.EAGAIN, str(error)) from error
+    return process
 
 
 async def lines(stream: trio.abc.ReceiveStream) -> AsyncIterator[bytes]:

@@ -19,7 +19,7 @@ import trio
 from queen.config.settings import Settings
 from queen.errors import StartupError
 from queen.storage import embedded
-from queen.supervision.children import BOOT_CRASHES, LAST_WORDS_SECONDS, lines
+from queen.supervision.children import BOOT_CRASHES, LAST_WORDS_SECONDS, lines, start_process
 from queen.supervision.exits import count_oom_kills, explain_exit
 from queen.supervision.handover import ChildProcess, LeftProcess, LeftServer
 from queen.supervision.nursery import RestartPolicy, Restarts
@@ -173,19 +173,16 @@ class Embedded:
             self.ready.set()
             return process
         cluster.clear_locks()
-        started: trio.Process = await child.start(
-            partial(
-                trio.run_process,
-                cluster.command(),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                check=False,
-                deliver_cancel=stop,
-                **cluster.popen_options(),
-            )
+        return await start_process(
+            child,
+            cluster.command(),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            check=False,
+            deliver_cancel=stop,
+            **cluster.popen_options(),
         )
-        return started
 
     async def _read_log(self, process: ChildProcess) -> None:
         assert process.stdout is not None

@@ -132,14 +132,17 @@ def program() -> list[str]:
 
 async def try_program(left: Handover, environment: dict[str, str]) -> str:
     """Whether the program that is there now would come up and take over. Returns what it said if not."""
-    tried = await trio.run_process(
-        program(),
-        env=environment | {VARIABLE: TRIAL},
-        stdin=encode(left),
-        capture_stdout=True,
-        capture_stderr=True,
-        check=False,
-    )
+    try:
+        tried = await trio.run_process(
+            program(),
+            env=environment | {VARIABLE: TRIAL},
+            stdin=encode(left),
+            capture_stdout=True,
+            capture_stderr=True,
+            check=False,
+        )
+    except (OSError, RuntimeError) as error:  # no descriptor, no process, or no thread to start one from
+        return f"could not be started: {error}"
     if tried.returncode == 0:
         return ""
     said = (tried.stderr or b"").decode(errors="replace").strip().splitlines()

@@ -13,7 +13,6 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
-from functools import partial
 from typing import Final, Protocol
 
 import msgspec
@@ -42,7 +41,7 @@ from queen.control import (
 from queen.model.snapshot import Snapshot
 from queen.model.tree import Branch
 from queen.observability import logs
-from queen.supervision.children import LAST_WORDS_SECONDS, NEVER_SERVED, kill, lines
+from queen.supervision.children import LAST_WORDS_SECONDS, NEVER_SERVED, kill, lines, start_process
 from queen.supervision.database import Embedded, Foreign
 from queen.supervision.exits import count_oom_kills, explain_exit
 from queen.supervision.handover import ChildProcess, LeftProcess, LeftWorker
@@ -96,6 +95,7 @@ class WorkerProcess(Life):
         self._channel: ControlChannel | None = None
         self._listen: Callable[[], socket.socket] | None = None
         self._has_slot = trio.Event()
+        self._prepared = trio.Event()
         self._asked = 0  # how often it was asked what it is doing
         self._described = trio.Event()  # set, and another made, when it has said so
         self._description = Description(number=0)
@@ -178,9 +178,7 @@ class WorkerProcess(Life):
         ours, theirs = socket.socketpair()
         with theirs:
             try:
-                process: trio.Process = await child.start(
-                    partial(trio.run_process, self._command(theirs.fileno()), **self._options(theirs.fileno()))
-                )
+                process = await start_process(child, self._command(theirs.fileno()), **self._options(theirs.fileno()))
             except BaseException:
                 ours.close()
                 raise
@@ -224,6 +222,7 @@ class WorkerProcess(Life):
         with contextlib.suppress(trio.BrokenResourceError):  # it died: whoever reads the channel sees its end
             await channel.send(Start(settings=msgspec.Raw(encode_settings(settings))))
             await self._has_slot.wait()
+            await self._prepared.wait()  # a socket that nobody accepts from keeps connections waiting
             assert self.slot is not None
             assert self._listen is not None
             try:
@@ -297,6 +296,7 @@ class WorkerProcess(Life):
         self.note_sign_of_life()
         match message:
             case Prepared():
+                self._prepared.set()
                 if self.slot is None:
                     self.note_ready()
                     self.serves()

@@ -15,7 +15,7 @@ from queen.control import Heartbeat
 from queen.model.snapshot import SlotSnapshot
 from queen.supervision.children import NEVER_SERVED
 from queen.supervision.handover import LeftSlot
-from queen.supervision.listeners import Port
+from queen.supervision.listeners import PassedPort, Port
 from queen.supervision.nursery import Place, RestartPolicy
 from queen.supervision.process import KILL_MARGIN_SECONDS, Surroundings, WorkerProcess
 
@@ -31,7 +31,8 @@ class Slot:
     """A listening socket, and one worker after another to serve it.
 
     The socket outlives a worker that is replaced at once: connections wait in its backlog for the successor instead
-    of being refused. Before a wait it is closed, so that the kernel gives connections to the other slots only.
+    of being refused. Before a wait it is closed, so that the kernel gives connections to the other slots only, and what
+    waits in it is given to them; it is opened again when there is a worker that lacks nothing else.
 
     Args:
         lives: the nursery that workers run in.
@@ -114,6 +115,14 @@ class Slot:
         if self._listener is not None:
             self._listener.close()
             self._listener = None
+
+    def _give_backlog(self) -> None:
+        """Let other slots have the connections that wait here: nobody will come for a while."""
+        pool = self._around.pool
+        if self._listener is not None and pool is not None and not isinstance(self._port, PassedPort):
+            given = pool.give_backlog(self._listener)
+            if given:
+                log.info("other slots have the connections that waited", slot=self.index, connections=given)
 
     async def run(self) -> None:
         """Keep a worker running until ``close``.
@@ -202,10 +211,11 @@ class Slot:
         return worker
 
     def _after_death(self, worker: WorkerProcess, wait_seconds: float) -> None:
-        if wait_seconds:
-            self.close_listener()
         if self._around.pool is not None:
             self._around.pool.board.write(self.index, ABSENT)
+        if wait_seconds:
+            self._give_backlog()
+            self.close_listener()
         self.last_exit = worker.how
         served_seconds = worker.served_seconds()
         log.error(

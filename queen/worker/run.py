@@ -371,6 +371,13 @@ def worker_name(settings: Settings, slot: int | None) -> str:
     return f"{settings.worker_id or socket.gethostname()}-{'spare' if slot is None else slot}"
 
 
+def allow_descriptors() -> None:
+    """As many as this process may have. The usual limit of 1,024 is for programs that use select(); a worker holds one
+    for each connection."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
 async def give_signs_of_life(channel: ControlChannel) -> None:
     """Heartbeats that say nothing but that this process has come so far; until cancelled."""
     with contextlib.suppress(trio.BrokenResourceError):  # whoever receives hears of it
@@ -381,6 +388,7 @@ async def give_signs_of_life(channel: ControlChannel) -> None:
 
 async def run_worker(control: socket.socket, factory: Callable[[Settings], Any]) -> int:
     """Wait to be told to start, then serve. Returns the exit code."""
+    allow_descriptors()
     start_dumper()
     async with ControlChannel(control) as channel:
         async with trio.open_nursery() as waiting:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import pwd
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -18,13 +17,6 @@ import pytest
 from .support import Server
 
 StartServer = Callable[..., Server]
-
-
-@pytest.fixture(scope="session", autouse=True)
-def hang_up_is_heard() -> None:
-    """Servers inherit what is ignored: under nohup none would reload."""
-    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
-        signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture

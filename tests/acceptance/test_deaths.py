@@ -132,7 +132,9 @@ def test_a_slot_whose_workers_die_at_boot_is_left_out_until_one_comes_up(
     victim, survivor = server.worker_pids
     fault.touch()
     destroy(victim)
-    eventually(20, lambda: server.log.count('"worker died"') >= 3)  # two seconds or more until the next
+    while server.log.count('"worker died"') < 3:  # two seconds or more until the next
+        # what the kernel gave to the empty slot is not reset when that is left out: the other worker has it
+        assert server.get(seconds=10) == (200, str(survivor).encode())
 
     assert [server.get() for _ in range(50)] == [(200, str(survivor).encode())] * 50
 

@@ -181,6 +181,19 @@ def test_a_reload_to_code_that_does_not_come_up_changes_nothing(start_server: St
     eventually(20, lambda: events(server, "reloaded"))
 
 
+def test_a_server_under_nohup_reloads_all_the_same(start_server: StartServer) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup leaves it to what it starts
+    try:
+        server = start_server(*TINY, *NO_DATABASE, workers=1)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    server.wait_ready()
+
+    server.process.send_signal(signal.SIGHUP)
+
+    eventually(20, lambda: events(server, "reloaded"))
+
+
 def test_a_request_in_flight_is_finished_by_the_worker_that_is_replaced(start_server: StartServer) -> None:
     server = start_server(*TINY, *NO_DATABASE, workers=1).wait_ready()
     (old,) = server.worker_pids

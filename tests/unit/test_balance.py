@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import resource
+import select
 import socket
 from collections.abc import Iterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager, suppress
 
 import pytest
 import trio
@@ -159,3 +161,67 @@ def test_who_leaves_hands_nothing_on_and_writes_no_more(
         assert not before.hand_on(accepted.fileno())
         successor.leave(replaced=False)
         assert pool.board.share() == 0.0
+
+
+async def test_who_has_no_descriptor_left_leaves_a_connection_to_others(
+    workers: list[Balance],
+    connection: tuple[socket.socket, socket.socket],
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    client, accepted = connection
+    assert workers[0].hand_on(accepted.fileno())
+    accepted.close()
+
+    with no_descriptor_left(), trio.move_on_after(1):
+        await workers[1].run(lambda _connected: pytest.fail("it was taken"))
+
+    with workers[2].take_nowait() or pytest.fail("it is lost") as served:
+        served.sendall(b"here")
+        assert client.recv(20) == b"here"
+
+
+def test_what_waits_for_a_worker_that_is_gone_is_given_to_those_that_serve(pool: Pool, workers: list[Balance]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener, ExitStack() as clients:
+        for _ in range(3):
+            clients.enter_context(socket.create_connection(listener.getsockname()))
+
+        assert pool.give_backlog(listener) == 3
+
+        assert [listener_is_empty(listener), pool.give_backlog(listener)] == [True, 0]
+        for _ in range(3):
+            taken = workers[1].take_nowait()
+            assert taken is not None
+            taken.close()
+
+
+def test_where_nobody_serves_what_waits_goes_on_waiting(pool: Pool) -> None:
+    pool.board.slots = 2
+    with (
+        socket.create_server(("127.0.0.1", 0)) as listener,
+        socket.create_connection(listener.getsockname()),
+    ):
+        assert pool.give_backlog(listener) == 0
+
+        assert not listener_is_empty(listener)
+
+
+def listener_is_empty(listener: socket.socket) -> bool:
+    readable, _, _ = select.select([listener], [], [], 0)
+    return not readable
+
+
+@contextmanager
+def no_descriptor_left() -> Iterator[None]:
+    """All below the limit are taken."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 8, before[1]))
+    taken: list[int] = []
+    with suppress(OSError):
+        while True:
+            taken.append(os.dup(0))
+    try:
+        yield
+    finally:
+        for descriptor in taken:
+            os.close(descriptor)
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import socket
@@ -18,7 +19,7 @@ import trio.testing
 from queen.config.settings import Secret, Settings
 from queen.control import ControlChannel, Drain, Failed, Heartbeat, Message, Ready, Serve, Start
 from queen.errors import StartupError
-from queen.supervision.children import MAX_OUTPUT_LINE_BYTES, lines
+from queen.supervision.children import MAX_OUTPUT_LINE_BYTES, lines, start_process
 from queen.supervision.database import Foreign
 from queen.supervision.listeners import Port
 from queen.supervision.nursery import RestartPolicy
@@ -100,6 +101,26 @@ async def test_lines_of_output_however_they_arrive() -> None:
         await sending.aclose()
 
     assert seen == [b"one", b"two", b"", b"three"]
+
+
+@pytest.mark.parametrize(
+    ("error", "raised"),
+    [
+        (RuntimeError("can't start new thread"), OSError),  # no process to be had, nor a thread to start it from
+        (BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable"), OSError),
+        (RuntimeError("something else"), RuntimeError),
+    ],
+)
+async def test_where_no_process_can_be_started_it_is_an_error_of_the_system(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, raised: type[Exception]
+) -> None:
+    def fail(*_arguments: object, **_options: object) -> None:
+        raise error
+
+    monkeypatch.setattr(subprocess, "Popen", fail)
+    async with trio.open_nursery() as nursery:
+        with pytest.raises(raised):
+            await start_process(nursery, ["true"])
 
 
 async def test_a_line_without_end_is_cut_instead_of_kept() -> None:
