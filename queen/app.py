@@ -27,7 +27,7 @@ from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 from werkzeug.routing import BaseConverter, MapAdapter
 
 from queen.config.settings import Settings
-from queen.errors import MethodNotAllowed, RequestStalled, RequestTooLarge, RouteNotFound, StartupError
+from queen.errors import MethodNotAllowed, RequestStalled, RequestTooLarge, RouteNotFound
 from queen.routes import ROUTES, Route
 from queen.routes.access import find_admitted
 from queen.routes.answers import (
@@ -206,31 +206,12 @@ class Connection(TrioASGIHTTPConnection):
 
 
 class Lifespan(TrioASGILifespan):
-    """Opens the engine, serves, closes it, all in the one task that the ASGI server gives it.
-
-    The engine's nursery stays properly nested that way: if a part of the engine fails, waiting for the shutdown is
-    cancelled and the failure comes out here. (As a while_serving generator of Quart it would have been open around a
-    yield, which no cancellation passes.)
-    """
+    """The service's, and what Quart wants around its requests within."""
 
     app: QueenApp
 
     async def __call__(self, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
-        await receive()  # lifespan.startup: a server has nothing else to say first
-        async with AsyncExitStack() as stack:
-            try:
-                await stack.enter_async_context(self.app.service.open())
-                self.app.nursery = await stack.enter_async_context(trio.open_nursery())
-                await self.app.startup()
-            except Exception as error:  # whatever it is, the server must be told not to serve
-                sentence = error.detail if isinstance(error, StartupError) else f"{type(error).__name__}: {error}"
-                log.error("cannot start", error=sentence, exc_info=not isinstance(error, StartupError))
-                await send({"type": "lifespan.startup.failed", "message": sentence})
-                return
-            await send({"type": "lifespan.startup.complete"})
-            await receive()  # lifespan.shutdown
-            await self.app.shutdown()
-        await send({"type": "lifespan.shutdown.complete"})
+        await self.app.service.live(receive, send, self.app.enter)
 
 
 class QueenApp(QuartTrio):
@@ -242,9 +223,10 @@ class QueenApp(QuartTrio):
     response_class = Answered
     session_interface = NoSessions()  # type: ignore[assignment]  # Quart types the default, not the interface
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, service: Service | None = None) -> None:
+        """``service``: one that somebody else opens and closes."""
         super().__init__(__name__, static_folder=None)
-        self.service = self.extensions["queen"] = Service(settings)
+        self.service = self.extensions["queen"] = service or Service(settings)
         self.config["MAX_CONTENT_LENGTH"] = settings.max_body_bytes
         self.config["PROPAGATE_EXCEPTIONS"] = False  # an error is an answer, under test and in debug mode too
         self.url_map.converters["segment"] = Segment
@@ -257,6 +239,17 @@ class QueenApp(QuartTrio):
                 rule.methods.discard("HEAD")  # put there beside every GET: a pop would lose what it takes
         self.before_request(self._admit)
         self.register_error_handler(Exception, self._answer_error)
+
+    async def enter(self, stack: AsyncExitStack) -> None:
+        """Open what Quart wants around its requests, to be closed by ``stack``."""
+
+        async def shut_down(failure: type[BaseException] | None, *_: object) -> None:
+            if failure is None:
+                await self.shutdown()
+
+        self.nursery = await stack.enter_async_context(trio.open_nursery())
+        await self.startup()
+        stack.push_async_exit(shut_down)
 
     def _blueprint(self) -> Blueprint:
         blueprint = Blueprint("queen", __name__)

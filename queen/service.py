@@ -6,9 +6,11 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
 
 import msgspec
+import structlog
 import trio
 
 from queen.auth.access import open_access
@@ -17,6 +19,8 @@ from queen.engine.engine import open_engine
 from queen.errors import StartupError, StorageUnavailable
 from queen.model.snapshot import Snapshot
 from queen.routes.call import Context, Counters, no_supervisor
+
+log = structlog.get_logger("queen.http")
 
 
 class Statistics(msgspec.Struct, frozen=True, kw_only=True):
@@ -74,6 +78,35 @@ class Service:
 
     def statistics(self) -> Statistics:
         return Statistics(**msgspec.structs.asdict(self.counters), requests_in_flight=self.requests_in_flight)
+
+    async def live(
+        self,
+        receive: Callable[[], Awaitable[Any]],
+        send: Callable[[Any], Awaitable[None]],
+        enter: Callable[[AsyncExitStack], Awaitable[None]],
+    ) -> None:
+        """The lifespan that an ASGI server gives: open the engine, serve, close it, all in the one task.
+
+        The engine's nursery stays properly nested that way: if a part of the engine fails, waiting for the shutdown is
+        cancelled and the failure comes out here. (As a while_serving generator of Quart it would have been open around
+        a yield, which no cancellation passes.)
+
+        Args:
+            enter: opens what else there is, to be closed before the engine is.
+        """
+        await receive()  # lifespan.startup: a server has nothing else to say first
+        async with AsyncExitStack() as stack:
+            try:
+                await stack.enter_async_context(self.open())
+                await enter(stack)
+            except Exception as error:  # whatever it is, the server must be told not to serve
+                sentence = error.detail if isinstance(error, StartupError) else f"{type(error).__name__}: {error}"
+                log.error("cannot start", error=sentence, exc_info=not isinstance(error, StartupError))
+                await send({"type": "lifespan.startup.failed", "message": sentence})
+                return
+            await send({"type": "lifespan.startup.complete"})
+            await receive()  # lifespan.shutdown
+        await send({"type": "lifespan.shutdown.complete"})
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[None]:

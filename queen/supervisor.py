@@ -54,7 +54,7 @@ MAX_WORKERS: Final = 1024
 TRIAL_SECONDS: Final = 30.0  # for the program to show that it could take over; its imports, mostly
 LIMITS_SECONDS: Final = 1.0  # a leak of 100 MB/s is seen 100 MB late
 LIMITS_RETRY_SECONDS: Final = 60.0  # after a successor that did not come up
-DEFAULT_APP: Final = "queen.app:create_app"
+DEFAULT_APP: Final = "queen.worker.app:create_app"
 
 
 def run_supervisor(settings: Settings, *, app: str = DEFAULT_APP, announce: Callable[[str], None]) -> int:

@@ -9,35 +9,26 @@ from __future__ import annotations
 import errno
 import math
 import socket
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 import structlog
 import trio
-from hypercorn.app_wrappers import ASGIWrapper
-from hypercorn.config import Config
-from hypercorn.trio.lifespan import Lifespan
-from hypercorn.trio.tcp_server import TCPServer
-from hypercorn.trio.worker_context import WorkerContext
-from hypercorn.typing import (
-    ASGIFramework,
-    ASGIReceiveCallable,
-    ASGISendCallable,
-    ASGISendEvent,
-    ConnectionState,
-    LifespanState,
-    Scope,
-)
 
 from queen.balance import Balance
 from queen.observability.doing import ConnectionRecord
 from queen.service import Service
 from queen.serving.connection import Connection
+from queen.serving.lifespan import Lifespan
 from queen.serving.tls import Certificate
 from queen.serving.watch import Watch
+
+if TYPE_CHECKING:
+    from hypercorn.typing import ASGIFramework, ASGIReceiveCallable, ASGISendCallable, ASGISendEvent, Scope
+
+    from queen.serving.long_way import LongWay
 
 RECEIVE_BYTES: Final = 256 * 1024
 """What one receive can take. One buffer serves all connections of a process; most bodies of 1,000 messages fit."""
@@ -56,6 +47,15 @@ SAY_AGAIN_SECONDS: Final = 10.0  # how often such a shortage is told of while it
 NO_ROOM: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 log = structlog.get_logger("queen.http")
+
+
+class HowToServe(msgspec.Struct, frozen=True):
+    """What a client, and the application, may take their time for."""
+
+    startup_seconds: float = 600.0  # migrations of a large database run in it, and other workers wait for them
+    shutdown_seconds: float = 20.0
+    keep_alive_seconds: float = 75.0  # longer than the 60 s that proxies keep an idle connection
+    max_header_bytes: int = 64 * 1024  # the long way
 
 
 class HowToDrain(msgspec.Struct, frozen=True):
@@ -89,7 +89,7 @@ class Load:
 async def serve(
     app: ASGIFramework,
     service: object,
-    config: Config,
+    how_to_serve: HowToServe,
     wait_listener: Callable[[], Awaitable[socket.socket | None]],
     *,
     wait_drain: Callable[[], Awaitable[HowToDrain]],
@@ -110,19 +110,12 @@ async def serve(
     """
     fast = isinstance(service, Service) and service.settings.fast_http
     load = load or Load()
-    state: LifespanState = {}
-    guests = Guests(app)
-    lifespan = Lifespan(ASGIWrapper(app), config, state)
-    watch = Watch(config.keep_alive_timeout)
+    state: dict[str, Any] = {}
+    guests = Guests(app, how_to_serve, state)
+    lifespan = Lifespan(app, state)
+    watch = Watch(how_to_serve.keep_alive_seconds)
     load.doing = watch.doing
     buffer = memoryview(bytearray(RECEIVE_BYTES))
-
-    async def serve_by_hypercorn(stream: Any) -> None:
-        try:
-            with guests.entered() as guest:
-                await TCPServer(ASGIWrapper(guest), config, guest.context, ConnectionState(state.copy()), stream)
-        except Exception as error:  # a bug ends this connection and not its neighbours
-            log.error("unexpected error", exc_info=error)
 
     async def serve_fast(accepted: trio.SocketStream) -> None:
         assert isinstance(service, Service)
@@ -130,18 +123,18 @@ async def serve(
             connected.setblocking(False)
             foreign = await Connection(service, watch, connected, buffer).run()
             if foreign is not None:
-                await serve_by_hypercorn(ReplayedStream(connected, foreign))
+                await guests.serve(ReplayedStream(connected, foreign))
 
     async def serve_connection(accepted: trio.SocketStream) -> None:
         load.change(+1)
         try:
             if certificate is not None:
                 context_now = certificate.context
-                await serve_by_hypercorn(trio.SSLStream(accepted, context_now, server_side=True, https_compatible=True))
+                await guests.serve(trio.SSLStream(accepted, context_now, server_side=True, https_compatible=True))
             elif fast:
                 await serve_fast(accepted)
             else:
-                await serve_by_hypercorn(accepted)
+                await guests.serve(accepted)
         finally:
             load.change(-1)
 
@@ -165,8 +158,10 @@ async def serve(
         await guests.end_idle()
 
     async with trio.open_nursery() as lifespan_task:
-        await lifespan_task.start(lifespan.handle_lifespan)
-        await lifespan.wait_for_startup()
+        lifespan_task.start_soon(lifespan.run)
+        await lifespan.open(how_to_serve.startup_seconds)
+        if certificate is not None or not fast:
+            await guests.load()
         listener = await wait_listener()
         async with trio.open_nursery() as watching:
             watching.start_soon(watch.run)
@@ -188,7 +183,7 @@ async def serve(
                     watching.start_soon(end_idle, FIRST_REQUEST_SECONDS)
                     await guests.end_idle(unused=False)
             watching.cancel_scope.cancel()
-        await lifespan.wait_for_shutdown()
+        await lifespan.close(how_to_serve.shutdown_seconds)
         lifespan_task.cancel_scope.cancel()
 
 
@@ -259,22 +254,40 @@ async def accept_all(listener: socket.socket, begin: Callable[[trio.SocketStream
 
 
 class Guests:
-    """The connections that hypercorn serves. With ``last``, answers tell HTTP/1.1 clients that nothing follows."""
+    """The connections that hypercorn serves. With ``last``, answers tell HTTP/1.1 clients that nothing follows.
 
-    def __init__(self, app: ASGIFramework) -> None:
+    Where all that comes is plain HTTP/1.1 there are none, and hypercorn with its parsers, 4 MB, is never loaded.
+    """
+
+    def __init__(self, app: ASGIFramework, how: HowToServe, state: dict[str, Any]) -> None:
         self.app = app
         self.last = False
+        self._how = how
+        self._state = state
         self._present: set[Guest] = set()
+        self._long_way: LongWay | None = None
+        self._loading = trio.Lock()
 
-    @contextmanager
-    def entered(self) -> Iterator[Guest]:
-        """A connection, for the length of this block."""
-        guest = Guest(self)
-        self._present.add(guest)
+    async def load(self) -> LongWay:
+        """What serves them. In a thread: others need not wait for a tenth of a second's imports."""
+        async with self._loading:
+            if self._long_way is None:
+                make = await trio.to_thread.run_sync(_import_long_way)
+                self._long_way = make(self._how, self._state)
+            return self._long_way
+
+    async def serve(self, stream: Any) -> None:
+        """Serve one connection until it ends."""
         try:
-            yield guest
-        finally:
-            self._present.discard(guest)
+            long_way = await self.load()
+            guest = Guest(self, long_way.new_context())
+            self._present.add(guest)
+            try:
+                await long_way.serve(guest, guest.context, stream)
+            finally:
+                self._present.discard(guest)
+        except Exception as error:  # a bug ends this connection and not its neighbours
+            log.error("unexpected error", exc_info=error)
 
     async def end_idle(self, *, unused: bool = True) -> None:
         """End connections that wait for a request. Without ``unused``, not those that wait for their first one."""
@@ -286,9 +299,9 @@ class Guests:
 class Guest:
     """The app as one connection sees it. By its ``context`` hypercorn is told to end the connection when it is idle."""
 
-    def __init__(self, guests: Guests) -> None:
+    def __init__(self, guests: Guests, context: Any) -> None:
         self.used = False  # it has had a request
-        self.context = WorkerContext(None)
+        self.context = context
         self._guests = guests
 
     async def __call__(self, scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
@@ -301,6 +314,12 @@ class Guest:
 
         closes = scope["type"] == "http" and scope["http_version"].startswith("1")
         await self._guests.app(scope, receive, send_last if closes else send)
+
+
+def _import_long_way() -> type[LongWay]:
+    from queen.serving.long_way import LongWay
+
+    return LongWay
 
 
 class ReplayedStream:

@@ -10,23 +10,18 @@ What the app decides about messages is not here, nor how the process is started 
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import resource
 import signal
 import socket
-import sys
 import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import msgspec
 import structlog
 import trio
-from hypercorn.config import Config
-from hypercorn.typing import ASGIFramework, ASGIReceiveCallable, ASGISendCallable, ASGISendEvent, Scope
-from hypercorn.utils import LifespanFailureError
 
 from queen.balance import Balance
 from queen.config.settings import Settings
@@ -54,9 +49,13 @@ from queen.model.snapshot import Snapshot
 from queen.observability import logs
 from queen.service import Service as OurService
 from queen.serving.describe import describe
-from queen.serving.serve import HowToDrain, Load, serve
+from queen.serving.lifespan import LifespanFailed
+from queen.serving.serve import HowToDrain, HowToServe, Load, serve
 from queen.serving.tls import Certificate, open_certificate
 from queen.worker.dump import start_dumper
+
+if TYPE_CHECKING:
+    from hypercorn.typing import ASGIFramework, ASGIReceiveCallable, ASGISendCallable, ASGISendEvent, Scope
 
 log = structlog.get_logger(__name__)
 
@@ -83,10 +82,6 @@ SUPERVISOR_SECONDS: Final = 0.5
 """How long the supervisor may take to say how the server is: a scrape goes on without it."""
 
 ORPHAN_GRACE_SECONDS: Final = 0.3  # the guard in __main__.py ends the process soon after
-
-STARTUP_SECONDS: Final = 600.0  # migrations of a large database run in here, and other workers wait for them
-KEEP_ALIVE_SECONDS: Final = 75.0  # longer than the 60 s that proxies keep an idle connection
-MAX_HEADER_BYTES: Final = 64 * 1024
 
 
 class Statistics(Protocol):
@@ -142,7 +137,7 @@ class Watched:
 
         try:
             await self._app(scope, receive, note_failure)
-        except (LifespanFailureError, trio.Cancelled):
+        except (LifespanFailed, trio.Cancelled):
             raise
         except BaseException as error:
             if self.startup_failure is None:
@@ -174,7 +169,6 @@ class Worker:
         self._load = Load()
         self._lags: list[float] = []
         self._watched = Watched(app, self._end)
-        self._config = server_config(settings)
         self._asked = 0  # how often we asked how the server is
         self._told = TellSnapshot(0, snapshot=None)
         self._news = trio.Event()  # set, and another made, when we are told
@@ -190,7 +184,7 @@ class Worker:
                 nursery.start_soon(self._measure_lag)
                 nursery.start_soon(self._beat)
                 nursery.start_soon(self._serve, nursery)
-        except* LifespanFailureError:
+        except* LifespanFailed:
             pass  # said below
         if self._watched.startup_failure is not None:
             await self._tell(Failed(error=self._watched.startup_failure))
@@ -204,7 +198,7 @@ class Worker:
         await serve(
             self._watched,
             self._service,
-            self._config,
+            HowToServe(shutdown_seconds=self._settings.grace_seconds),
             self._wait_listener,
             wait_drain=self._wait_drain,
             certificate=self._certificate,
@@ -349,21 +343,6 @@ def exit_by(seconds: float) -> None:
     timer = threading.Timer(seconds, os._exit, (CRASHED,))
     timer.daemon = True
     timer.start()
-
-
-def server_config(settings: Settings) -> Config:
-    """How hypercorn is to serve."""
-    config = Config()
-    config.accesslog = None
-    config.errorlog = logging.getLogger("hypercorn.error")
-    config.include_server_header = False
-    config.graceful_timeout = settings.grace_seconds
-    config.startup_timeout = STARTUP_SECONDS
-    config.shutdown_timeout = settings.grace_seconds
-    config.keep_alive_timeout = KEEP_ALIVE_SECONDS
-    config.keep_alive_max_requests = sys.maxsize  # a producer's connection is used for as long as it likes
-    config.h11_max_incomplete_size = MAX_HEADER_BYTES
-    return config
 
 
 def worker_name(settings: Settings, slot: int | None) -> str:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import socket
-import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,13 +11,12 @@ from typing import Any
 import httptools
 import msgspec
 import trio
-from hypercorn.config import Config
 
 from queen.app import create_app
 from queen.balance import Balance
 from queen.config.settings import Settings
 from queen.service import Service
-from queen.serving.serve import HowToDrain, Load, serve
+from queen.serving.serve import HowToDrain, HowToServe, Load, serve
 from queen.serving.tls import Certificate
 
 PATIENCE_SECONDS = 10.0
@@ -32,7 +29,6 @@ class Server:
 
     port: int
     service: Service
-    config: Config
     how_to_drain: HowToDrain = field(default_factory=lambda: HowToDrain(grace_seconds=20.0))
     stop: trio.Event = field(default_factory=trio.Event)
     stopped: trio.Event = field(default_factory=trio.Event)
@@ -53,17 +49,12 @@ async def open_server(
     keep_alive_seconds: float = 75.0,
     certificate: Certificate | None = None,
     balance: Balance | None = None,
+    make: Callable[[Settings], Any] = create_app,
 ) -> AsyncIterator[Server]:
     """Serve on a free port; drained and stopped at the end of the block."""
-    app = create_app(msgspec.structs.replace(settings, fast_http=fast))
-    config = Config()
-    config.errorlog = logging.getLogger("hypercorn.error")
-    config.include_server_header = False
-    config.keep_alive_timeout = keep_alive_seconds
-    config.keep_alive_max_requests = sys.maxsize
-    config.h11_max_incomplete_size = 64 * 1024
+    app = make(msgspec.structs.replace(settings, fast_http=fast))
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        server = Server(listener.getsockname()[1], app.service, config)
+        server = Server(listener.getsockname()[1], app.service)
 
         async def run(*, task_status: trio.TaskStatus[Any]) -> None:
             async def take_listener() -> socket.socket:
@@ -77,7 +68,7 @@ async def open_server(
             await serve(
                 app,
                 app.service,
-                config,
+                HowToServe(keep_alive_seconds=keep_alive_seconds),
                 take_listener,
                 wait_drain=told_to_drain,
                 certificate=certificate,
