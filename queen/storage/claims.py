@@ -34,6 +34,7 @@ _CLAIM: Final = "SELECT * FROM queen.claim_v3($1, NULL, $2, $3, $4, $5, $6, $7, 
 _READY: Final = "SELECT * FROM queen.ready($1, NULL, $2, $3)"
 _READ: Final = "SELECT * FROM queen.read_segments($1, $2, $3, $4, $5, $6, $7)"
 _GIVE_BACK: Final = "SELECT queen.give_back($1, NULL, $2, $3, $4, $5, $6)"
+HOT: Final = (_CLAIM, _READY, _READ)  # what nearly every pop runs
 
 
 class ClaimRequest(msgspec.Struct, frozen=True, kw_only=True):

@@ -61,6 +61,7 @@ _FIND_TOKEN: Final = """
 _STALE_TRIES: Final = 8
 _RESERVE: Final = "SELECT queen.reserve($1, NULL, $2, $3, $4)"
 _PUSH: Final = "SELECT * FROM queen.push(" + ", ".join(f"${i}" for i in range(1, 30)) + ")"
+HOT: Final = (_PUSH,)  # what nearly every push runs
 _PUSH_DELAYED: Final = _PUSH.replace("queen.push(", "queen.push_delayed(")
 
 

@@ -43,6 +43,7 @@ from queen.storage.segments import Keyring
 from queen.storage.streams import Streams
 from queen.storage.traces import Traces
 from queen.storage.translate import CONNECTION_LOST
+from queen.storage.warm import warm
 
 log = structlog.get_logger("queen.storage")
 
@@ -244,6 +245,8 @@ async def open_store(settings: Settings, *, known_buckets: int | None = None) ->
         try:
             store = Store(bridge, onlooker, pulse, notifications, settings, buckets)
             pulse.on_back = lambda: store.on_back()
+            if not away:
+                await warm(bridge)
             yield store
         finally:
             listeners.cancel_scope.cancel()

@@ -103,6 +103,8 @@ class Life(ABC):
         self.ready_at: float | None = None
         self.draining = trio.Event()
         self.ended = trio.Event()
+        self.came_up = trio.Event()  # it was ready for something once, or has ended
+        self.after: trio.Event | None = None  # it begins when that is set
         self.how = ""  # it ended, for people
         self.condemned = ""  # why it is being ended before its time
         self.heard = False  # it has given a sign of life since the Vigil last looked
@@ -119,11 +121,20 @@ class Life(ABC):
         """Live, and let it be known that this is over."""
         try:
             with self._scope:
+                if self.after is not None:
+                    await self.after.wait()
+                    self.begun_at = trio.current_time()
                 self.how = await self.live()
             self.how = self.condemned or self.how or "was ended at its deadline"
         finally:
             self.ended.set()
+            self.came_up.set()
             self.tell()
+
+    @property
+    def waits(self) -> bool:
+        """Whether it is still to begin."""
+        return self.after is not None and not self.after.is_set()
 
     def note_sign_of_life(self) -> None:
         self.heard = self.has_spoken = True
@@ -133,6 +144,7 @@ class Life(ABC):
         if not self.ready.is_set():
             self.ready_at = trio.current_time()
             self.ready.set()
+            self.came_up.set()
             self.tell()
 
     def served_seconds(self) -> float:
@@ -261,11 +273,14 @@ class Place(Generic[L]):
 
     def take(self) -> L | None:
         """Give the present child away; another is started here in its stead. One that boots is given too: it is further
-        than any that would be started now."""
+        than any that would be started now, and has the machine to itself: the other one begins when it has come up."""
         life = self.present
-        if life is None or life.ended.is_set() or life.draining.is_set():
+        if life is None or life.ended.is_set() or life.draining.is_set() or life.waits:
             return None
-        self.present = self._begin(self._make())
+        other = self._make()
+        if not other.begun:
+            other.after = life.came_up
+        self.present = self._begin(other)
         self._tell()
         return life
 

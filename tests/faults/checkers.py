@@ -14,7 +14,7 @@ NOT_APPLIED_CODES = frozenset({"storage_unavailable", "overloaded", "draining", 
 
 RSS_SLACK_BYTES = 24 << 20  # worker processes differ by so much when they are young
 DESCRIPTOR_SLACK = 3
-CONNECTION_SLACK = 2
+CONNECTION_SLACK = 5  # a worker opens those of its pool as it comes to need them
 
 Lane = tuple[str, int]  # group, partition
 Place = tuple[str, int, int]  # group, partition, number

@@ -302,6 +302,32 @@ async def test_a_spare_takes_over_at_once_and_another_is_made(autojump_clock: tr
         spares.place.close(0.0)
 
 
+async def test_the_next_spare_boots_when_the_one_taken_has_come_up_and_nobody_waits_for_that(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with trio.open_nursery() as lives, trio.open_nursery() as places:
+        spares = Kindergarten(lives, lambda: Child("spare", boot_seconds=3.0), POLICY)
+        places.start_soon(spares.place.run)
+        await trio.sleep(1.0)
+
+        taken = spares.place.take()
+        assert taken is spares.children[0]
+        assert spares.place.take() is None  # one that has not begun is no help: whoever needs one starts it
+        await trio.sleep(4.5)  # two to go for the first, and three for the next
+        assert taken.ready.is_set()
+        assert not spares.children[1].ready.is_set()
+        await trio.sleep(1.0)
+        assert spares.children[1].ready.is_set()
+        assert spares.children[1].begun_at == 3.0
+
+        assert spares.place.take() is spares.children[1]
+        spares.children[1].die.set()
+        await trio.sleep(3.5)
+        assert spares.children[2].ready.is_set()
+        spares.place.close(0.0)
+        taken.die.set()
+
+
 async def test_a_spare_that_drains_or_has_died_is_not_taken(autojump_clock: trio.testing.MockClock) -> None:
     async with open_place(lambda: Child(drain_seconds=5.0)) as garden:
         garden.children[0].drain(10.0)
