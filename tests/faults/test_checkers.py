@@ -214,7 +214,7 @@ def leak_descriptors_of_workers(history: History) -> None:
 
 
 def leak_connections(history: History) -> None:
-    leak(history, database_connections=25)
+    leak(history, database_connections=30)
 
 
 def leak_memory(history: History) -> None:
