@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -69,11 +72,15 @@ async def set_aside(tmp_path: Path) -> Path:
     return tmp_path / "spool"
 
 
-async def test_the_spool_is_shown_retried_and_discarded(set_aside: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    async def run(*arguments: str) -> tuple[int, list[str]]:
-        command = ["spool", "--spool-dir", str(set_aside), *arguments]
-        code = await trio.to_thread.run_sync(main, command)  # it has a loop of its own
-        return code, capsys.readouterr().out.splitlines()
+async def run_spool(directory: Path, *arguments: str) -> tuple[int, list[str]]:
+    """The command in a process of its own: it sets up logging and a loop."""
+    command = [sys.executable, "-m", "queen", "spool", "--spool-dir", str(directory), *arguments]
+    done = await trio.run_process(command, capture_stdout=True, stderr=subprocess.STDOUT, check=False)
+    return done.returncode, done.stdout.decode().splitlines()
+
+
+async def test_the_spool_is_shown_retried_and_discarded(set_aside: Path) -> None:
+    run = partial(run_spool, set_aside)
 
     code, [headline, first, second] = await run()
     assert code == 0
@@ -85,8 +92,8 @@ async def test_the_spool_is_shown_retried_and_discarded(set_aside: Path, capsys:
     assert "2 messages wait" in (await run())[1][0]
 
 
-def test_where_there_is_no_spool_none_is_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["spool", "--spool-dir", str(tmp_path / "nothing")]) == 3
+async def test_where_there_is_no_spool_none_is_made(tmp_path: Path) -> None:
+    code, [sentence] = await run_spool(tmp_path / "nothing")
 
-    assert "there is no spool in" in capsys.readouterr().err
-    assert not list(tmp_path.iterdir())
+    assert (code, sentence[:33]) == (3, "queen-trio: there is no spool in ")
+    assert not await trio.Path(tmp_path / "nothing").exists()
