@@ -124,6 +124,13 @@ def peers(session: nox.Session) -> None:
 
 
 @nox.session
+def soak(session: nox.Session) -> None:
+    """A quarter of an hour of mixed load, to see whether anything grows, or hours of it. Arguments go to perf.soak."""
+    install(session, "tests")
+    session.run("python", "-m", "perf.soak", *session.posargs)
+
+
+@nox.session
 def campaign(session: nox.Session) -> None:
     """Hours of load with processes killed underneath it. Arguments go to perf.campaign."""
     install(session, "tests")

@@ -9,5 +9,7 @@ baselines   what this machine does without queen: disk, bare hypercorn, PostgreS
 bench       all cells, a table, a JSON file           python -m perf.bench
 producer    push against any URL                      python -m perf.producer
 consumer    pop against any URL                       python -m perf.consumer
+soak        mixed load for hours: what grows          python -m perf.soak
+flat        whether it does: a line by least squares
 slow_reader a 64 KiB/s client beside other requests   python -m perf.slow_reader
 """
