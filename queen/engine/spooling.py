@@ -49,6 +49,9 @@ PORTION_BYTES: Final = 8 * 1024 * 1024
 MAX_WAITING: Final = 20_000
 """Pushes that may wait to be appended; see MAX_WAITING of engine.py."""
 
+QUIET_SECONDS: Final = 0.5
+"""Between two looks whether another worker, gone by now, has left something in an empty spool."""
+
 RETRY_SECONDS: Final = 1.0
 """Until the drain tries again after PostgreSQL has refused it."""
 
@@ -167,6 +170,7 @@ class Spooling:
         before = self.spool.backlog
         results = await self.spool.keep([append.request for append in appends], if_backlog=not forced)
         if not before and self.spool.backlog:
+            self._kick.set()
             log.warning("pushes go to the spool", reason="maintenance" if self.maintenance else "PostgreSQL is away")
         return results
 
@@ -219,7 +223,8 @@ class Spooling:
 
     async def _run_drain(self, spool: Spool) -> None:
         while True:
-            with trio.move_on_after(self._settings.spool_interval_seconds):
+            interval_seconds = self._settings.spool_interval_seconds
+            with trio.move_on_after(interval_seconds if spool.backlog else max(interval_seconds, QUIET_SECONDS)):
                 await self._kick.wait()
             self._kick = trio.Event()
             if not spool.backlog or self.maintenance or self._store.away or not spool.lead():
