@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.config import Config
+from hypercorn.events import Event, Updated
 from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import ASGIFramework, ConnectionState
@@ -33,7 +34,22 @@ class LongWay:
 
     async def serve(self, app: ASGIFramework, context: WorkerContext, stream: Any) -> None:
         """Until the connection ends."""
-        await TCPServer(ASGIWrapper(app), self._config, context, ConnectionState(self._state.copy()), stream)
+        await _Connection(ASGIWrapper(app), self._config, context, ConnectionState(self._state.copy()), stream)
+
+
+class _Connection(TCPServer):
+    """A connection of hypercorn's that ends when its client has left, not when it has been idle for long enough."""
+
+    _left = False
+
+    async def _read_data(self) -> None:
+        await super()._read_data()
+        self._left = True
+        await self.idle_task.stop()
+
+    async def protocol_send(self, event: Event) -> None:
+        if not (self._left and isinstance(event, Updated)):  # of what it was at: it would begin to be idle
+            await super().protocol_send(event)
 
 
 def server_config(how: HowToServe) -> Config:

@@ -30,6 +30,7 @@ class Server:
     port: int
     service: Service
     how_to_drain: HowToDrain = field(default_factory=lambda: HowToDrain(grace_seconds=20.0))
+    load: Load = field(default_factory=Load)
     stop: trio.Event = field(default_factory=trio.Event)
     stopped: trio.Event = field(default_factory=trio.Event)
 
@@ -54,7 +55,7 @@ async def open_server(
     """Serve on a free port; drained and stopped at the end of the block."""
     app = make(msgspec.structs.replace(settings, fast_http=fast))
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        server = Server(listener.getsockname()[1], app.service)
+        server = Server(listener.getsockname()[1], app.service, load=Load(balance=balance))
 
         async def run(*, task_status: trio.TaskStatus[Any]) -> None:
             async def take_listener() -> socket.socket:
@@ -72,7 +73,7 @@ async def open_server(
                 take_listener,
                 wait_drain=told_to_drain,
                 certificate=certificate,
-                load=Load(balance=balance),
+                load=server.load,
             )
             server.stopped.set()
 

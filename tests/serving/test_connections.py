@@ -75,6 +75,20 @@ async def test_a_client_that_hangs_up_during_a_long_poll_takes_no_lease(server: 
     await in_flight(server, 0)
 
 
+async def test_a_client_that_has_left_leaves_no_connection_behind(server: Server) -> None:
+    idle, parking, sending = [await server.connect() for _ in range(3)]
+    assert await idle.is_open()
+    await parking.send(POLL)
+    await sending.send(request("POST", "/api/v1/push", PUSH)[:-1])
+    await in_flight(server, 2)
+    assert server.load.connections == 3
+
+    for gone in (idle, parking, sending):
+        await gone.aclose()
+
+    await until(lambda: server.load.connections == 0)  # long before they have been idle for too long
+
+
 async def test_a_client_that_ends_its_side_during_a_long_poll_has_hung_up(server: Server) -> None:
     async with await server.connect() as gone:
         await gone.send(POLL)
