@@ -23,7 +23,7 @@ from queen.storage.ids import bucket_of, partition_id_of
 POSITIONS_MOST: Final = 1000
 """Partitions of one queue that a page lists; a queue may have millions."""
 
-PAGE_MOST: Final = 10_000
+PAGE_MOST: Final = 4_000
 """Partitions that a page lists over all queues of a group."""
 
 _POSITIONS: Final = """

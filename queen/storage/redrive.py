@@ -6,7 +6,9 @@ a transaction id of its own: the first one still names the stored message, which
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
+from operator import itemgetter
 from typing import Any, Final
 from uuid import UUID
 
@@ -53,7 +55,9 @@ _MATCHING: Final = """
     ORDER BY d.failed_at, d.message_offset, d.group_name LIMIT $9
 """
 _LETTERS: Final = _MATCHING.replace("{columns}", "d.*")
-_IDS: Final = _MATCHING.replace("{columns}", "d.message_id, d.partition_id, d.message_offset, d.group_name")
+_IDS: Final = _MATCHING.replace(
+    "{columns}", "d.bucket, d.failed_at, d.message_id, d.partition_id, d.message_offset, d.group_name"
+)
 _DROP: Final = "SELECT queen.drop_dead_letters($1, $2, $3)"
 
 
@@ -185,54 +189,64 @@ class Redrive:
         """The messages of the dead letters that a filter chooses, at most ``limit``; one for each group."""
 
         async def read(connection: Connection) -> list[UUID]:
-            found: list[UUID] = []
-            for bucket in range(self._buckets):
-                rows = await connection.fetch(_IDS, bucket, *_given(queue, chosen), limit - len(found))
-                found += [row["message_id"] for row in rows]
-            return found
+            return [row["message_id"] for row in await self._oldest(connection, queue, chosen, limit)]
 
         return await self._bridge.run(read, writes=False)
 
+    async def _oldest(self, connection: Connection, queue: Queue, chosen: DeadLetterFilter, limit: int) -> list[Any]:
+        """asyncio flavor. The rows of _IDS that a filter chooses over all buckets."""
+        rows: list[Any] = []
+        for bucket in range(self._buckets):
+            rows += await connection.fetch(_IDS, bucket, *_given(queue, chosen), limit)
+        return sorted(rows, key=itemgetter("failed_at"))[:limit]  # stable: the order of a bucket remains
+
     async def redrive(self, queue: Queue, chosen: DeadLetterFilter, limit: int) -> Redriven:
-        """Deliver the chosen dead letters again, the oldest failure of a bucket first, at most ``limit``; in steps.
+        """Deliver the chosen dead letters again, the oldest failure first, at most ``limit``; in steps.
 
         A message that several groups have set aside is appended once, and is no dead letter of any of them any more.
         """
         done = Redriven(message_ids=[], woken=[])
-        for bucket in range(self._buckets):
+        tries = 0
+        while len(done.message_ids) < limit:
+            letters = await self._some(queue, chosen, min(STEP, limit - len(done.message_ids)))
+            if not letters:
+                break
+            appended = await self._append(letters)
+            if appended is None:
+                tries += 1
+                if tries >= _STALE_TRIES:
+                    raise StorageUnavailable(
+                        f"the dead letters kept changing; {len(done.message_ids)} were delivered again; try again"
+                    )
+                continue
             tries = 0
-            while len(done.message_ids) < limit:
-                letters = await self._some(queue, chosen, bucket, min(STEP, limit - len(done.message_ids)))
-                if not letters:
-                    break
-                appended = await self._append(letters)
-                if appended is None:
-                    tries += 1
-                    if tries >= _STALE_TRIES:
-                        raise StorageUnavailable(
-                            f"the dead letters kept changing; {len(done.message_ids)} were delivered again; try again"
-                        )
-                    continue
-                tries = 0
-                done.message_ids += [letter.message_id for letter in letters]
-                done.woken += appended[1]
+            done.message_ids += [letter.message_id for letter in letters]
+            done.woken += appended[1]
         return done
 
-    async def _some(self, queue: Queue, chosen: DeadLetterFilter, bucket: int, limit: int) -> list[_Letter]:
-        """The next letters of a bucket, one for each message."""
+    async def _some(self, queue: Queue, chosen: DeadLetterFilter, limit: int) -> list[_Letter]:
+        """The next letters, one for each message."""
 
         async def read(connection: Connection) -> list[_Letter]:
-            rows = await connection.fetch(_LETTERS, bucket, *_given(queue, chosen), limit)
-            once = {(row["partition_id"], row["message_offset"]): row for row in rows}
-            names = {
-                row["partition_id"]: row["name"]
-                for row in await connection.fetch(
-                    "SELECT partition_id, name FROM queen.partitions WHERE bucket = $1 AND partition_id = ANY ($2)",
-                    bucket,
-                    [partition_id for partition_id, _ in once],
-                )
-            }
-            return [self._letter(row, queue.name, names[row["partition_id"]]) for row in once.values()]
+            oldest = await self._oldest(connection, queue, chosen, limit)
+            found: dict[tuple[UUID, int], _Letter] = {}
+            for bucket, count in Counter(row["bucket"] for row in oldest).items():
+                rows = await connection.fetch(_LETTERS, bucket, *_given(queue, chosen), count)
+                names = {
+                    row["partition_id"]: row["name"]
+                    for row in await connection.fetch(
+                        "SELECT partition_id, name FROM queen.partitions WHERE bucket = $1 AND partition_id = ANY ($2)",
+                        bucket,
+                        [row["partition_id"] for row in rows],
+                    )
+                }
+                for row in rows:
+                    name = names.get(row["partition_id"])
+                    if name is not None:  # else the partition has just been deleted, and this with it
+                        place = (row["partition_id"], row["message_offset"])
+                        found[place] = self._letter(row, queue.name, name)
+            order = [(row["partition_id"], row["message_offset"]) for row in oldest]
+            return [found[place] for place in dict.fromkeys(order) if place in found]
 
         return await self._bridge.run(read, writes=False)
 
@@ -240,33 +254,26 @@ class Redrive:
         """Remove the chosen dead letters, in steps; the messages stay, if they are still stored. Returns the ids of
         their messages, one for each group."""
         removed: list[UUID] = []
-        for bucket in range(self._buckets):
 
-            async def step(connection: Connection) -> list[UUID]:
-                async with connection.transaction():
-                    rows = await connection.fetch(
-                        _IDS,
-                        bucket,  # noqa: B023  awaited here
-                        *_given(queue, chosen),
-                        min(STEP, limit - len(removed)),  # noqa: B023
-                    )
-                    gone = []
-                    for row in rows:
-                        if await connection.fetchval(
-                            "SELECT queen.drop_dead_letter($1, $2, $3, $4)",
-                            bucket,  # noqa: B023
-                            row["partition_id"],
-                            row["message_offset"],
-                            row["group_name"],
-                        ):
-                            gone.append(row["message_id"])  # noqa: PERF401  await in the condition
-                    return gone
+        async def step(connection: Connection) -> list[UUID]:
+            async with connection.transaction():
+                gone = []
+                for row in await self._oldest(connection, queue, chosen, min(STEP, limit - len(removed))):
+                    if await connection.fetchval(
+                        "SELECT queen.drop_dead_letter($1, $2, $3, $4)",
+                        row["bucket"],
+                        row["partition_id"],
+                        row["message_offset"],
+                        row["group_name"],
+                    ):
+                        gone.append(row["message_id"])  # noqa: PERF401  await in the condition
+                return gone
 
-            while len(removed) < limit:
-                gone = await self._bridge.run(step)
-                if not gone:
-                    break
-                removed += gone
+        while len(removed) < limit:
+            gone = await self._bridge.run(step)
+            if not gone:
+                break
+            removed += gone
         return removed
 
     async def expire(self, days: int) -> int:
