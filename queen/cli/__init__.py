@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import queen.lean  # noqa: F401  # isort: split
 from queen._version import __version__
-from queen.cli import migrate, reencrypt, reload, run, spool, status, stop, top, tree, upgrade, workers
+from queen.cli import check, migrate, reencrypt, reload, run, spool, status, stop, top, tree, upgrade, workers
 from queen.errors import StartupError
 from queen.supervision.control_socket import Refused
 
@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="queen-trio", description="A durable, partitioned message queue server.")
     parser.add_argument("--version", action="version", version=f"queen-trio {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for command in (run, migrate, reencrypt, spool, status, top, tree, workers, reload, upgrade, stop):
+    for command in (run, check, migrate, reencrypt, spool, status, top, tree, workers, reload, upgrade, stop):
         command.add_parser(commands)
     arguments = parser.parse_args(argv)
     try:

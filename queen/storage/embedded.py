@@ -115,8 +115,7 @@ class Cluster(msgspec.Struct, frozen=True):
     @property
     def url(self) -> str:
         """What a worker connects with. Holds no secret."""
-        query = urlencode({"host": str(self.socket_directory), "port": PORT})
-        return f"postgresql://{SUPERUSER}@/postgres?{query}"
+        return _url(self.socket_directory)
 
     def command(self) -> list[str]:
         """``postgres`` in the foreground. Every setting is on the command line: a file in the cluster weakens none."""
@@ -146,6 +145,30 @@ def default_home() -> Path:
     if os.geteuid() == 0:
         return Path("/var/lib/queen-trio")
     return Path(platformdirs.user_data_dir("queen-trio", appauthor=False))
+
+
+def running_url(home: Path | None) -> str | None:
+    """What reaches the server that runs in that directory, started by another process of ours; None: none does."""
+    data = (home or default_home()).absolute() / "postgres"
+    try:
+        written = (data / "postmaster.pid").read_text().splitlines()
+        pid, directory = int(written[0]), written[4]
+        running = _runs_here(pid, data)
+    except (OSError, ValueError, IndexError):  # none, or one that is just being started
+        return None
+    return _url(Path(directory)) if running else None
+
+
+def holder_of(home: Path) -> int | None:
+    """The supervisor that holds a data directory, or held it last; None: none has yet, or it is not for us to see."""
+    try:
+        return int((home / "lock").read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def _url(socket_directory: Path) -> str:
+    return f"postgresql://{SUPERUSER}@/postgres?{urlencode({'host': str(socket_directory), 'port': PORT})}"
 
 
 class Running(msgspec.Struct, frozen=True):
