@@ -21,7 +21,7 @@ HERE = Path(__file__).resolve().parent
 
 
 def run(contender: Contender, python: str, harm: str) -> Figures:
-    with open_contestant(contender, python) as it:
+    with open_contestant(contender, python, harm) as it:
         return trio.run(do_harm, harm, it)
 
 

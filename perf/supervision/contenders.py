@@ -19,6 +19,7 @@ WORKERS = 2
 GRACE_SECONDS = 5
 HANG_SECONDS = 10
 RSS_MB = 200  # where there is such a setting
+MAX_REQUESTS = "1500"  # where a leak is limited by a number of requests: 20 s of the load, or 200 MB of the leak
 
 
 class Contender(NamedTuple):
@@ -29,6 +30,8 @@ class Contender(NamedTuple):
     reloads: bool = True  # SIGHUP is said to replace the workers
     environment: Mapping[str, str] = MappingProxyType({})
     threads: int = 0  # of a worker, where a connection takes one: more are not opened
+    upgrades: bool = False  # SIGUSR2 is said to start the program anew beside the old one, or in its place
+    against_leaks: tuple[str, ...] = ()  # what its documentation advises
 
 
 def gunicorn(*options: str, app: str = "wsgi_app:app") -> Callable[[str, int], list[str]]:
@@ -60,6 +63,16 @@ def ours(_python: str, port: int) -> list[str]:
     return [*start, "--app", "asgi_app:create_app", "--database-url", nowhere]
 
 
+def of_gunicorn(name: str, *options: str, kind: str = "", app: str = "wsgi_app:app", threads: int = 0) -> Contender:
+    return Contender(
+        f"gunicorn {name}",
+        gunicorn("-k", kind or name, *options, app=app),
+        threads=threads,
+        upgrades=True,
+        against_leaks=("--max-requests", MAX_REQUESTS, "--max-requests-jitter", "100"),
+    )
+
+
 CONTENDERS = [
     Contender(
         "queen-trio",
@@ -70,13 +83,14 @@ CONTENDERS = [
             "QUEEN_MAX_WORKER_RSS_MB": str(RSS_MB),
             "LOG_FORMAT": "json",
         },
+        upgrades=True,
     ),
-    Contender("gunicorn sync", gunicorn("-k", "sync"), threads=1),
-    Contender("gunicorn gthread", gunicorn("-k", "gthread", "--threads", "100"), threads=100),
-    Contender("gunicorn uvicorn", gunicorn("-k", "uvicorn_worker.UvicornWorker", app="asgi_app:app")),
-    Contender("uvicorn", uvicorn),
-    Contender("hypercorn asyncio", hypercorn("asyncio"), reloads=False),
-    Contender("hypercorn trio", hypercorn("trio"), reloads=False),
+    of_gunicorn("sync", threads=1),
+    of_gunicorn("gthread", "--threads", "100", threads=100),
+    of_gunicorn("uvicorn", kind="uvicorn_worker.UvicornWorker", app="asgi_app:app"),
+    Contender("uvicorn", uvicorn, against_leaks=("--limit-max-requests", MAX_REQUESTS)),
+    Contender("hypercorn asyncio", hypercorn("asyncio"), reloads=False, against_leaks=("--max-requests", MAX_REQUESTS)),
+    Contender("hypercorn trio", hypercorn("trio"), reloads=False, against_leaks=("--max-requests", MAX_REQUESTS)),
 ]
 
 

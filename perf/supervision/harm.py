@@ -30,6 +30,7 @@ LOOK_SECONDS = 0.01
 CLIENTS = 6
 INTERVAL_SECONDS = 0.04  # of one client: 150 requests a second over all
 ANSWER_SECONDS = 5.0  # slower is a failed request
+SETTLE_SECONDS = 3.0  # after the start: whoever keeps a spare has it by then
 NEVER = "never"
 
 Figures = dict[str, Any]
@@ -38,7 +39,8 @@ Figures = dict[str, Any]
 class Contestant:
     """One server under harm, in a directory of its own."""
 
-    def __init__(self, contender: Contender, python: str, directory: Path) -> None:
+    def __init__(self, contender: Contender, python: str, directory: Path, *options: str) -> None:
+        self._options = options
         self.contender = contender
         self.directory = directory
         self.port = free_port()
@@ -66,7 +68,7 @@ class Contestant:
         with (self.directory / "log").open("ab") as output:
             self._processes.append(
                 subprocess.Popen(
-                    self.contender.command(self._python, self.port),
+                    [*self.contender.command(self._python, self.port), *self._options],
                     env=environment_of(self.contender, self.directory),
                     stdin=subprocess.DEVNULL,
                     stdout=output,
@@ -266,6 +268,22 @@ async def deploy_broken_code(it: Contestant) -> Figures:
     }
 
 
+async def upgrade_to_broken_code(it: Contestant) -> Figures:
+    """SIGUSR2: another master beside the old one with gunicorn, a new program in place of the old one with ours."""
+    before = await it.answering()
+    (it.directory / "bad").touch()
+    os.kill(it.process.pid, signal.SIGUSR2)
+    await trio.sleep(6.0)
+    it.family()
+    after = await it.answering() if it.process.poll() is None else set()
+    (it.directory / "bad").unlink()
+    return {
+        "server_survived": it.process.poll() is None,
+        "old_workers_kept": before == after,
+        "says_why": "the new code is broken" in it.log,
+    }
+
+
 async def reload_ten_times(it: Contestant) -> Figures:
     done = 0
     took: list[float] = []
@@ -412,6 +430,7 @@ HARMS: dict[str, tuple[Harm, bool]] = {  # and whether the server is started bef
     "kill a worker": (kill_a_worker, True),
     "hang a loop": (hang_a_worker, True),
     "broken deploy": (deploy_broken_code, True),
+    "broken upgrade": (upgrade_to_broken_code, True),
     "ten reloads": (reload_ten_times, True),
     "stop with streams": (stop_with_streams, False),
     "kill the parent": (kill_the_parent, False),
@@ -422,9 +441,10 @@ HARMS: dict[str, tuple[Harm, bool]] = {  # and whether the server is started bef
 
 
 @contextmanager
-def open_contestant(contender: Contender, python: str) -> Iterator[Contestant]:
+def open_contestant(contender: Contender, python: str, harm: str) -> Iterator[Contestant]:
     directory = Path(tempfile.mkdtemp(prefix="queen-contest-"))
-    it = Contestant(contender, python, directory)
+    options = contender.against_leaks if HARMS[harm][0] is leak else ()
+    it = Contestant(contender, python, directory, *options)
     try:
         yield it
     finally:
@@ -437,13 +457,15 @@ async def do_harm(name: str, it: Contestant) -> Figures:
     harm, loaded = HARMS[name]
     if name in ("broken deploy", "ten reloads") and not it.contender.reloads:
         return {"not_offered": "no reload by a signal"}
+    if harm is upgrade_to_broken_code and not it.contender.upgrades:
+        return {"not_offered": "no upgrade in place"}
     if harm is not crash_from_the_start and await it.start() is None:
         return {"error": f"did not start: {it.log[-500:]}"}
     if not loaded:
         return await harm(it)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(it.load)
-        await trio.sleep(1.0)
+        await trio.sleep(SETTLE_SECONDS)
         try:
             figures = await harm(it)
         except ValueError:  # nobody was left to do harm to
