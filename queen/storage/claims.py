@@ -189,12 +189,15 @@ class Claims:
         """
         outcomes = [ClaimOutcome(request.lease_id) for request in requests]
         left = _Left()
+        several = False  # buckets had something
 
         async def work(connection: Connection) -> list[tuple[ClaimOutcome, Any]]:
+            nonlocal several
             if self._buckets == 1:
                 await self._claim_bucket(connection, 0, requests, outcomes, left)
             else:
                 places = await self._promising(connection, requests, outcomes)
+                several = len(places) > 1
                 async with connection.transaction():
                     for rank, bucket in places:
                         await self._claim_bucket(connection, bucket, requests, outcomes, left, rank=rank)
@@ -208,7 +211,7 @@ class Claims:
         if left.expired:
             self.on_expired()
         for request, outcome in zip(requests, outcomes, strict=True):
-            if outcome.claims and (self._buckets > 1 or len(request.queues) > 1) and outcome.fills(request):
+            if outcome.claims and (several or len(request.queues) > 1) and outcome.fills(request):
                 # it did not look everywhere
                 queue = next(queue for queue in request.queues if queue.name == outcome.claims[0].queue)
                 left.due(queue, request.group, None, 0.0)
