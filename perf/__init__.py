@@ -11,5 +11,6 @@ producer    push against any URL                      python -m perf.producer
 consumer    pop against any URL                       python -m perf.consumer
 soak        mixed load for hours: what grows          python -m perf.soak
 flat        whether it does: a line by least squares
+settings    a setting of PostgreSQL: with it, without    python -m perf.settings
 slow_reader a 64 KiB/s client beside other requests   python -m perf.slow_reader
 """
