@@ -142,6 +142,10 @@ class _Left:
         return more + [due for due in dues if due.due_seconds > 0 or (due.queue.name, due.group) not in known]
 
 
+_ENTRY_BYTES: Final = 600
+"""What a segment takes in the cache besides its lines (measured): of one small message, most of it."""
+
+
 class _Cache:
     """The last segment read of each partition, least recently used dropped first."""
 
@@ -161,11 +165,11 @@ class _Cache:
     def put(self, claim: ClaimedPartition, segment: Segment) -> None:
         key = (claim.partition_id, claim.born_at)
         old = self._segments.pop(key, None)
-        self._bytes += len(segment.lines) - (len(old.lines) if old else 0)
+        self._bytes += len(segment.lines) + _ENTRY_BYTES - (len(old.lines) + _ENTRY_BYTES if old else 0)
         self._segments[key] = segment
         while self._bytes > self._max_bytes:
             _, dropped = self._segments.popitem(last=False)
-            self._bytes -= len(dropped.lines)
+            self._bytes -= len(dropped.lines) + _ENTRY_BYTES
 
 
 class Claims:
