@@ -59,7 +59,7 @@ def top(arguments: argparse.Namespace) -> int:
             _watch(arguments)
         else:
             _print(arguments)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, BrokenPipeError):  # or whoever read it, has enough
         pass
     return 0
 

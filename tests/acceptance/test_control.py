@@ -140,6 +140,23 @@ def test_top_without_a_terminal_prints_a_table_each_time(tiny: Server, operator:
     assert "\x1b" not in done.stdout
 
 
+def test_top_ends_when_nobody_reads_it_any_more(tiny: Server, operator: Operator) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-P", "-m", "queen", "top", "--control-socket", str(operator.path), "--interval", "0.1"],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (HERE, PROJECT)))},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        cwd="/",
+    ) as top:
+        assert top.stdout is not None
+        assert top.stderr is not None
+        assert top.stdout.readline().startswith(b"queen-trio")
+        top.stdout.close()
+
+        assert top.wait(10) == 0
+        assert top.stderr.read() == b""
+
+
 def test_top_on_a_terminal_draws_in_place(tiny: Server, operator: Operator) -> None:
     ours, theirs = os.openpty()
     with subprocess.Popen(
