@@ -61,7 +61,13 @@ async def _spool(settings: Settings, arguments: argparse.Namespace) -> int:
     from queen.storage.spool import open_spool
 
     directory = settings.spool_dir or choose_database(settings, hurry=trio.Event()).spool_dir
-    if directory is None or not (directory / "spool.sqlite3").exists():
+    try:
+        there = directory is not None and (directory / "spool.sqlite3").exists()
+    except OSError as error:
+        raise StartupError(
+            f"the spool in {directory} cannot be read ({error.strerror}): run this as its user"
+        ) from error
+    if directory is None or not there:
         raise StartupError(f"there is no spool in {directory or 'the usual place'}: name it with --spool-dir")
     async with open_spool(directory, settings.spool_max_bytes, Keyring(None)) as opened:
         if arguments.retry is not None:

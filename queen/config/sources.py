@@ -16,6 +16,7 @@ from urllib.parse import quote, urlencode
 
 import msgspec
 
+from queen.config.database_url import locate_database
 from queen.config.settings import JwtSettings, Secret, Settings
 from queen.errors import StartupError
 from queen.model.queue import QueueOptions, asked_for
@@ -99,7 +100,10 @@ def _subscription_mode(text: str) -> str:
 
 
 def _path(text: str) -> Path:
-    return Path(text).expanduser()
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:  # nobody knows where this home is
+        raise Unusable(text) from None
 
 
 def _pem(text: str) -> str:
@@ -245,6 +249,10 @@ def load_settings(
     options = _read(environ, QUEUE_ENVIRONMENT, notes)
     jwt = JwtSettings(**_read(environ, JWT_ENVIRONMENT, notes))
     if "database_url" not in values and any(environ.get(name) for name in PG_NAMES):
+        port = environ.get("PG_PORT", "")
+        if port and not (port.isascii() and port.isdigit() and int(port) <= 65535):
+            notes.append("PG_PORT cannot be read: its default is used")
+            environ = {**environ, "PG_PORT": ""}
         values["database_url"] = Secret(postgres_url(environ))
     given = {name: value for name, value in (flags or {}).items() if value is not None}
     if "data_dir" in given and "database_url" not in given:
@@ -295,9 +303,7 @@ def _check(settings: Settings) -> None:
     if not 1 <= settings.workers <= 1024:
         raise StartupError(f"{settings.workers} workers cannot be run: give a number from 1 to 1024")
     if settings.database_url is not None:
-        scheme = settings.database_url.reveal().partition("://")[0]
-        if scheme not in ("postgresql", "postgres"):
-            raise StartupError("the database URL must begin with postgresql://")
+        locate_database(settings.database_url.reveal())
 
 
 def _check_jwt(jwt: JwtSettings) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import select
 import socket
 from datetime import datetime
@@ -10,6 +11,7 @@ from typing import Final, NamedTuple
 
 import asyncpg
 
+from queen.config.database_url import locate_database
 from queen.config.settings import Settings
 from queen.errors import StartupError
 
@@ -46,7 +48,7 @@ async def open_connection(settings: Settings, *, application: str = "queen-trio"
     """asyncio flavor. Connect with our timeouts; raises what asyncpg raises."""
     if settings.database_url is None:
         raise StartupError(
-            "no database is configured: set DATABASE_URL or PG_HOST, or start the server with queen-trio run"
+            "no database is configured: set QUEEN_DATABASE_URL or PG_HOST, or start the server with queen-trio run"
         )
     connection: Connection = await asyncpg.connect(
         settings.database_url.reveal(),
@@ -82,6 +84,22 @@ async def open_connection(settings: Settings, *, application: str = "queen-trio"
         await hang_up(connection)
         raise
     return connection
+
+
+def explain_unreachable(settings: Settings, error: BaseException) -> StartupError:
+    """The sentence for an operator whose PostgreSQL was not reached at start. Without the password."""
+    if isinstance(error, TimeoutError):
+        reason = "it does not answer"
+    elif isinstance(error, OSError) and error.errno is not None:
+        reason = os.strerror(error.errno) if error.errno > 0 else str(error.strerror)  # below 0: of getaddrinfo
+        reason += f" ({error.filename})" if error.filename else ""  # a certificate, or the like
+    else:
+        reason = str(error)
+    where = ""
+    if settings.database_url is not None and not isinstance(error, asyncpg.InterfaceError):  # that is a bad URL
+        host, port, _ = locate_database(settings.database_url.reveal())
+        where = f" at {host} port {port}"
+    return StartupError(f"PostgreSQL cannot be reached{where}: {reason}")
 
 
 def has_news(connection: Connection) -> bool:

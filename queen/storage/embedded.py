@@ -141,10 +141,19 @@ class Cluster(msgspec.Struct, frozen=True):
 
 
 def default_home() -> Path:
-    """Where the data lies unless said otherwise: the user's data directory, or /var/lib/queen-trio as root."""
+    """Where the data lies unless said otherwise: the user's data directory, or /var/lib/queen-trio as root.
+
+    Raises:
+        StartupError: the user has neither a HOME nor an entry in passwd.
+    """
     if os.geteuid() == 0:
         return Path("/var/lib/queen-trio")
-    return Path(platformdirs.user_data_dir("queen-trio", appauthor=False))
+    try:
+        return Path(platformdirs.user_data_dir("queen-trio", appauthor=False))
+    except RuntimeError as error:
+        raise StartupError(
+            f"user id {os.geteuid()} has no home directory: set HOME, or give --data-dir or --database-url"
+        ) from error
 
 
 def running_url(home: Path | None) -> str | None:

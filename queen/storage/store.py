@@ -24,7 +24,7 @@ from queen.storage.acks import Acks
 from queen.storage.bridge import Bridge, Connect, open_bridge
 from queen.storage.catalogue import Catalogue
 from queen.storage.claims import Claims
-from queen.storage.connect import Connection, open_connection
+from queen.storage.connect import Connection, explain_unreachable, open_connection
 from queen.storage.counts import Counts
 from queen.storage.dead_letters import DeadLetters
 from queen.storage.expiry import Expiry
@@ -219,8 +219,7 @@ async def open_store(settings: Settings, *, known_buckets: int | None = None) ->
             away, buckets = True, known_buckets
             log.error("PostgreSQL cannot be reached: starting without it", error=str(error) or type(error).__name__)
         else:
-            reason = "it does not answer" if isinstance(error, TimeoutError) else str(error)
-            raise StartupError(f"PostgreSQL cannot be reached: {reason}") from error
+            raise explain_unreachable(settings, error) from error
     except (asyncpg.InvalidAuthorizationSpecificationError, asyncpg.InvalidCatalogNameError) as error:
         raise StartupError(f"PostgreSQL refuses the connection: {error}") from error
 

@@ -10,12 +10,12 @@ from collections import deque
 from functools import partial
 from pathlib import Path
 from typing import Final
-from urllib.parse import parse_qs, unquote, urlsplit
 
 import platformdirs
 import structlog
 import trio
 
+from queen.config.database_url import locate_database
 from queen.config.settings import Settings
 from queen.errors import StartupError
 from queen.storage import embedded
@@ -38,24 +38,31 @@ def choose_database(settings: Settings, hurry: trio.Event) -> Embedded | Foreign
 
 
 def _state_dir() -> Path:
-    """Where the spools of other people's databases lie unless said otherwise."""
+    """Where the spools of other people's databases lie unless said otherwise.
+
+    Raises:
+        RuntimeError: the user has neither a HOME nor an entry in passwd.
+    """
     if os.geteuid() == 0:
         return Path("/var/lib/queen-trio")
     return Path(platformdirs.user_state_dir("queen-trio", appauthor=False))
 
 
-def _writable(directory: Path) -> Path | None:
-    """The directory, if it can be made and written; else None, and a word about it."""
-    existing = directory
-    while not existing.exists():
-        existing = existing.parent
-    if os.access(existing, os.W_OK | os.X_OK):
-        return directory
+def _choose_spool(name: str) -> Path | None:
+    """The directory of a spool, if it can be made and written; else None, and a word about it."""
+    try:
+        directory = _state_dir() / name
+    except RuntimeError:
+        reason = f"user id {os.geteuid()} has no home directory"
+    else:
+        existing = directory
+        while not os.path.exists(existing):  # Path.exists raises where we may not even look
+            existing = existing.parent
+        if os.access(existing, os.W_OK | os.X_OK):
+            return directory
+        reason = f"for {directory}, {existing} cannot be written"
     log.warning(
-        "no spool: pushes will be refused while PostgreSQL is away",
-        directory=str(directory),
-        reason=f"{existing} cannot be written",
-        name_another_with="FILE_BUFFER_DIR",
+        "no spool: pushes will be refused while PostgreSQL is away", reason=reason, name_another_with="FILE_BUFFER_DIR"
     )
     return None
 
@@ -72,12 +79,9 @@ class Foreign:
         self.url = url
         self.prepared = trio.Event()
         self.ready = trio.Event()
-        parts = urlsplit(url)
-        host = parts.hostname or parse_qs(parts.query).get("host", ["localhost"])[0]
-        name = unquote(parts.path.lstrip("/")) or "postgres"
-        self.where = f"database {name} on {unquote(host)}"
-        port = parts.port or parse_qs(parts.query).get("port", ["5432"])[0]
-        self.spool_dir = _writable(_state_dir() / f"spool-{_digest(f'{host}:{port}/{name}')}")
+        host, port, name = locate_database(url)
+        self.where = f"database {name} on {host}"
+        self.spool_dir = _choose_spool(f"spool-{_digest(f'{host}:{port}/{name}')}")
 
     async def run(self) -> None:
         self.prepared.set()

@@ -102,6 +102,23 @@ def test_a_user_without_an_entry_in_passwd(start_server: StartServer, scratch: P
     assert "user id 54321 has no entry in /etc/passwd" in complaint(start_server(*TINY, user=54321))
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become a user that does not exist")
+@pytest.mark.parametrize("home", ["private", "none"])
+def test_a_user_without_an_entry_in_passwd_and_without_a_home_serves_a_database_of_its_own(
+    start_server: StartServer, scratch: Path, home: str
+) -> None:
+    skip_unless_it_can_run_python(54321)
+    os.chown(scratch, 54321, 54321)
+    (scratch / "private").mkdir(mode=0o700)
+    environment = {"FILE_BUFFER_DIR": ""} | ({"HOME": str(scratch / "private")} if home == "private" else {})
+
+    server = start_server(*TINY, *NO_DATABASE, user=54321, environment=environment).wait_ready()
+
+    assert server.answers()
+    assert "no spool: pushes will be refused while PostgreSQL is away" in server.log
+    assert server.stop() == 0
+
+
 def test_a_cluster_that_postgres_cannot_start_from(start_server: StartServer, scratch: Path) -> None:
     assert start_server(*TINY, workers=1).wait_ready().stop() == 0
     (scratch / "data" / "postgres" / "global" / "pg_control").unlink()
@@ -145,6 +162,7 @@ def test_a_worker_whose_code_cannot_be_imported_shows_the_traceback(start_server
         (("--workers", "0"), "0 workers cannot be run"),
         (("--port", "70000"), "port 70000 does not exist"),
         (("--database-url", "mysql://here/there"), "the database URL must begin with postgresql://"),
+        (("--database-url", "postgresql://me@here:there/q"), "the database URL cannot be read"),
     ],
 )
 def test_settings_that_no_default_can_stand_in_for(

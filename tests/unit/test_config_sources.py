@@ -112,6 +112,13 @@ def test_the_database_that_the_environment_names(environment: dict[str, str], ur
     assert settings.database_url == Secret(url)
 
 
+def test_a_port_of_the_database_that_cannot_be_read() -> None:
+    settings, notes = load_settings({"PG_HOST": "db", "PG_PORT": "five"})
+
+    assert settings.database_url == Secret("postgresql://postgres:postgres@db:5432/postgres")
+    assert notes == ["PG_PORT cannot be read: its default is used"]
+
+
 def test_a_certificate_is_checked_unless_told_not_to() -> None:
     settings, _ = load_settings({"PG_HOST": "db", "PG_USE_SSL": "true"})
 
@@ -131,6 +138,10 @@ def test_a_data_directory_asked_for_by_flag_wins_over_a_database_of_the_environm
         ({"port": -1}, "port -1 does not exist"),
         ({"workers": 0}, "0 workers cannot be run"),
         ({"database_url": Secret("here")}, "must begin with postgresql://"),
+        ({"database_url": Secret("postgresql://me:pw@db:abc/q")}, "the database URL cannot be read"),
+        ({"database_url": Secret("postgresql://me:pw@db:99999/q")}, "the database URL cannot be read"),
+        ({"database_url": Secret("postgresql://me:p/w@db/q")}, "the database URL cannot be read"),
+        ({"database_url": Secret("postgresql://[::1/q")}, "the database URL cannot be read"),
     ],
 )
 def test_what_no_default_can_stand_in_for_stops_the_start(flags: dict[str, object], sentence: str) -> None:

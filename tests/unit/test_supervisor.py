@@ -81,6 +81,8 @@ def test_the_first_error_of_nested_groups() -> None:
         ("postgresql://me:secret@db.example:5432/queen", "database queen on db.example"),
         ("postgresql://me:secret@/queen?host=%2Frun%2Fpg", "database queen on /run/pg"),
         ("postgresql:///", "database postgres on localhost"),
+        ("postgres://me:secret@one:5432,two:5433/queen?target_session_attrs=read-write", "database queen on one,two"),
+        ("postgresql://[::1]:5432/queen", "database queen on ::1"),
     ],
 )
 def test_where_a_foreign_database_is_without_its_password(url: str, where: str) -> None:
