@@ -87,6 +87,7 @@ CELLS = [
     Cell("ack-100", "ack", 100, 50, 100, extra=True),
     Cell("mixed-100", "mixed", 100, 50, 100, extra=True),
     Cell("loop-1", "loop", 1, 50, 100, extra=True),
+    Cell("loop-1-c200", "loop", 1, 200, 100, extra=True),
     Cell("groups-10", "groups", 100, 50, 10, extra=True),
     Cell("parked-10000", "parked", 1, 10_000, extra=True),
     Cell("partitions-1M", "partitions", 100, 50, 1000, extra=True),

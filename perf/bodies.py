@@ -2,8 +2,8 @@
 
 A request is a template in which the bytes that must differ are marked, and two or three passes in C make it unique:
 
-* the digits of random values stand in the template as the bytes 0x80 to 0x8f, and ``bytes.translate`` with one of many
-  random permutations of the hexadecimal digits turns them into text;
+* the digits of random values stand in the template as the bytes 0x80 to 0x8f, and those of payloads, which are base64, as
+  0x90 to 0xcf; ``bytes.translate`` with one of many random permutations of each alphabet turns them into text;
 * the request number (8 decimal digits), the milliseconds of a UUIDv7 and the partition are marks of the same length as
   what replaces them, so ``bytes.replace`` works in place.
 
@@ -27,6 +27,8 @@ IDENTITY = re.compile(rb'"r":(\d{8}),"i":(\d+)')
 
 _DIGITS = b"0123456789abcdef"
 _MARKED_DIGITS = bytes(range(0x80, 0x90))
+_LETTERS = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
+_MARKED_LETTERS = bytes(range(0x90, 0xD0))
 _ALL_BYTES = bytes(range(256))
 
 
@@ -58,7 +60,8 @@ class PushBodies:
         Args:
             partitions: requests go round these, one partition per request.
             spread: instead, the messages of each request go round the partitions.
-            payload_bytes: about the length of a payload; at least 32, the excess is incompressible hexadecimal.
+            payload_bytes: about the length of a payload; at least 32, the excess is random base64: what JSON makes of bytes that do not
+                compress.
             seed: of the random values; None differs in every process.
         """
         generator = random.Random(seed)
@@ -69,7 +72,7 @@ class PushBodies:
         items = []
         for i in range(batch):
             number = f"{i}".encode()
-            filler = _marked(generator, max(4, payload_bytes - 28 - len(number)))
+            filler = bytes(generator.choices(_MARKED_LETTERS, k=max(4, payload_bytes - 28 - len(number))))
             partition = _partition_name(i % partitions) if spread else PARTITION_MARK
             item = b'{"queue":"%b","partition":"%b","payload":{"r":%b,"i":%b,"x":"%b"}' % (
                 queue.encode(),
@@ -93,9 +96,10 @@ class PushBodies:
         ).encode()
         self._tables = []
         for _ in range(TABLES):
-            digits = bytearray(_DIGITS)
+            digits, letters = bytearray(_DIGITS), bytearray(_LETTERS)
             generator.shuffle(digits)
-            self._tables.append(_ALL_BYTES[:0x80] + bytes(digits) + _ALL_BYTES[0x90:])
+            generator.shuffle(letters)
+            self._tables.append(_ALL_BYTES[:0x80] + digits + letters + _ALL_BYTES[0xD0:])
 
     def next(self) -> bytes:
         """The body of the next request; send it after ``head``."""
