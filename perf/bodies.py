@@ -2,8 +2,8 @@
 
 A request is a template in which the bytes that must differ are marked, and two or three passes in C make it unique:
 
-* the digits of random values stand in the template as the bytes 0x80 to 0x8f, and those of payloads, which are base64, as
-  0x90 to 0xcf; ``bytes.translate`` with one of many random permutations of each alphabet turns them into text;
+* the digits of random values stand in the template as the bytes 0x80 to 0x8f, and those in large payloads, which are
+  base64, as 0x90 to 0xcf; ``bytes.translate`` with one of many permutations of each alphabet turns them into text;
 * the request number (8 decimal digits), the milliseconds of a UUIDv7 and the partition are marks of the same length as
   what replaces them, so ``bytes.replace`` works in place.
 
@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 REQUEST_MARK = b"########"
 MILLISECONDS_MARK = b"@@@@@@@@-@@@@"
 PARTITION_MARK = b"p~~~~~~"
+SMALLEST = 32  # bytes of a payload
 FIRST_REQUEST = 10_000_000  # 8 digits from the first to the last, and a valid JSON number
 TABLES = 1024  # permutations; with a request number in every id, using one again makes no id repeat
 IDENTITY = re.compile(rb'"r":(\d{8}),"i":(\d+)')
@@ -52,7 +53,7 @@ class PushBodies:
         partitions: int = 1,
         spread: bool = False,
         ids: Ids = Ids.NONE,
-        payload_bytes: int = 32,
+        payload_bytes: int = SMALLEST,
         seed: int | None = None,
     ) -> None:
         """Build the template.
@@ -60,8 +61,8 @@ class PushBodies:
         Args:
             partitions: requests go round these, one partition per request.
             spread: instead, the messages of each request go round the partitions.
-            payload_bytes: about the length of a payload; at least 32, the excess is random base64: what JSON makes of bytes that do not
-                compress.
+            payload_bytes: about the length of a payload; at least 32. A larger one is filled with random base64: what JSON makes of
+                bytes that do not compress.
             seed: of the random values; None differs in every process.
         """
         generator = random.Random(seed)
@@ -72,7 +73,8 @@ class PushBodies:
         items = []
         for i in range(batch):
             number = f"{i}".encode()
-            filler = bytes(generator.choices(_MARKED_LETTERS, k=max(4, payload_bytes - 28 - len(number))))
+            alphabet = _MARKED_LETTERS if payload_bytes > SMALLEST else _MARKED_DIGITS
+            filler = bytes(generator.choices(alphabet, k=max(4, payload_bytes - 28 - len(number))))
             partition = _partition_name(i % partitions) if spread else PARTITION_MARK
             item = b'{"queue":"%b","partition":"%b","payload":{"r":%b,"i":%b,"x":"%b"}' % (
                 queue.encode(),
