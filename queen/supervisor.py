@@ -337,7 +337,7 @@ class Supervisor:
             self._places.start_soon(self.spare.run)
 
     def _make_spare(self) -> WorkerProcess:
-        worker = WorkerProcess(self)
+        worker = WorkerProcess(self, gently=True)
         worker.serves = lambda: log.info("spare worker ready", pid=worker.pid, generation=worker.generation)
         return worker
 
@@ -446,7 +446,7 @@ class Supervisor:
 
     async def _try_worker(self) -> str:
         """Whether a worker comes up. Returns why not."""
-        worker, news = WorkerProcess(self), trio.Event()
+        worker, news = WorkerProcess(self, gently=True), trio.Event()
         worker.begun, worker.tell = True, news.set
         self._lives.start_soon(worker.run)
         with trio.move_on_after(BOOT_SECONDS):

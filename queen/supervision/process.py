@@ -73,11 +73,11 @@ class Surroundings(Protocol):
 class WorkerProcess(Life):
     """A worker: a child process with a control channel to it.
 
-    It boots without a socket, and is ready for a slot when its application is open; a slot gives it the socket, and
-    then it is ready when it serves.
+    It boots without a socket, ``gently`` if nobody waits for it, and is ready for a slot when its application is open;
+    a slot gives it the socket, and then it is ready when it serves.
     """
 
-    def __init__(self, around: Surroundings, left: LeftWorker | None = None) -> None:
+    def __init__(self, around: Surroundings, left: LeftWorker | None = None, *, gently: bool = False) -> None:
         super().__init__()
         self.generation = around.next_generation() if left is None else left.generation
         self.lot = random.random()  # see Limits
@@ -91,6 +91,7 @@ class WorkerProcess(Life):
         self.returncode: int | None = None
         self.failure = ""  # what it said of why it cannot start
         self._around = around
+        self._gently = gently
         self._left = left
         self._channel: ControlChannel | None = None
         self._listen: Callable[[], socket.socket] | None = None
@@ -194,6 +195,7 @@ class WorkerProcess(Life):
         return [
             *(sys.executable, "-P", "-m", "queen.worker"),
             *("--control-fd", str(control_fd), "--app", self._around.app),
+            *(("--gently",) if self._gently else ()),
         ]
 
     def _options(self, control_fd: int) -> dict[str, object]:

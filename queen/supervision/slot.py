@@ -204,7 +204,7 @@ class Slot:
         if left is not None:
             left.heard_heartbeat = self.note_heartbeat
             return left
-        worker = self._spare() or WorkerProcess(self._around)
+        worker = self._spare() or WorkerProcess(self._around, gently=self.ready)  # it is to follow one that serves
         worker.heard_heartbeat = self.note_heartbeat
         worker.serves = lambda: self.note_ready(worker)
         worker.assign(self.index, self.listen)

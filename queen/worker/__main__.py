@@ -6,6 +6,7 @@ What takes long to import is imported in ``main``, under the guard; how the work
 from __future__ import annotations
 
 import argparse
+import contextlib
 import faulthandler
 import importlib
 import os
@@ -18,6 +19,7 @@ import time
 import traceback
 from typing import Final
 
+GENTLE: Final = 10  # of nice
 ORPHANED: Final = 1
 ORPHAN_SECONDS: Final = 0.7  # the promise is one second; a busy machine takes its share of it
 
@@ -27,10 +29,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="queen.worker", description="One worker process; the supervisor starts it.")
     parser.add_argument("--control-fd", type=int, required=True)
     parser.add_argument("--app", required=True, help="module:factory")
+    parser.add_argument("--gently", action="store_true", help="nobody waits for it: import at others' leisure")
     arguments = parser.parse_args()
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2})  # for a thread that waits for it, in dump.py
     guard_against_orphanhood(arguments.control_fd)
     faulthandler.register(signal.SIGUSR1, all_threads=True)
+    module, _, name = arguments.app.partition(":")
+    if arguments.gently:
+        import_gently("queen.worker.run", module)
 
     import trio
 
@@ -42,7 +48,6 @@ def main() -> int:
     serve_in_order_of_arrival()
     # The app is imported here, while the supervisor still makes the database ready.
     control = socket.socket(fileno=arguments.control_fd)
-    module, _, name = arguments.app.partition(":")
     try:
         factory = getattr(importlib.import_module(module), name)
     except Exception as error:  # noqa: BLE001  whatever it is, another try would meet it again
@@ -51,6 +56,23 @@ def main() -> int:
         control.sendall(encode(Failed(error=f"the application {arguments.app} cannot be imported: {said}")))
         return NEVER_SERVED
     return trio.run(run_worker, control, factory)
+
+
+def import_gently(*modules: str) -> None:
+    """Import those, leaving the processor to whoever serves meanwhile. What cannot be imported is for others to find.
+
+    In a thread, which alone is less urgent then: only root makes a whole process urgent again.
+    """
+
+    def work() -> None:
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), GENTLE)
+        with contextlib.suppress(Exception):
+            for module in modules:
+                importlib.import_module(module)
+
+    thread = threading.Thread(target=work, name="imports")
+    thread.start()
+    thread.join()
 
 
 def guard_against_orphanhood(control_fd: int) -> None:
