@@ -157,12 +157,18 @@ def default_home() -> Path:
 
 
 def running_url(home: Path | None) -> str | None:
-    """What reaches the server that runs in that directory, started by another process of ours; None: none does."""
+    """What reaches the server that runs in that directory, started by another process of ours; None: none does.
+
+    Raises:
+        StartupError: we may not look.
+    """
     data = (home or default_home()).absolute() / "postgres"
     try:
         written = (data / "postmaster.pid").read_text().splitlines()
         pid, directory = int(written[0]), written[4]
         running = _runs_here(pid, data)
+    except PermissionError as error:
+        raise StartupError(f"{data} is another user's: run this as the user of the server, or as root") from error
     except (OSError, ValueError, IndexError):  # none, or one that is just being started
         return None
     return _url(Path(directory)) if running else None

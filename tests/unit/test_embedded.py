@@ -10,7 +10,15 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from queen.errors import StartupError
-from queen.storage.embedded import Cluster, Identity, Programs, choose_identity, default_home, severity
+from queen.storage.embedded import (
+    Cluster,
+    Identity,
+    Programs,
+    choose_identity,
+    default_home,
+    running_url,
+    severity,
+)
 
 NOBODY = pwd.struct_passwd(("nobody", "x", 65534, 65534, "", "/", "/bin/false"))
 
@@ -100,3 +108,27 @@ def test_the_url_leads_to_the_socket_directory_whatever_its_name() -> None:
 )
 def test_the_level_of_a_line_of_its_log(line: bytes, level: str) -> None:
     assert severity(line) == level
+
+
+def test_a_directory_without_a_server_has_no_url(tmp_path: Path) -> None:
+    assert running_url(tmp_path) is None
+    (tmp_path / "postgres").mkdir()
+    (tmp_path / "postgres" / "postmaster.pid").write_text("")
+    assert running_url(tmp_path) is None
+
+
+def test_a_process_that_is_no_server_of_that_directory_is_not_taken_for_one(tmp_path: Path) -> None:
+    (tmp_path / "postgres").mkdir()
+    (tmp_path / "postgres" / "postmaster.pid").write_text(f"{os.getpid()}\n/\n0\n5432\n/run\n")
+
+    assert running_url(tmp_path) is None
+
+
+def test_who_may_not_look_is_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path, *_: object, **__: object) -> str:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "read_text", refuse)
+
+    with pytest.raises(StartupError, match="another user's"):
+        running_url(tmp_path)
