@@ -131,6 +131,13 @@ def soak(session: nox.Session) -> None:
 
 
 @nox.session
+def supervision(session: nox.Session) -> None:
+    """Other servers' process supervisors and ours: the same harm to each, measured. Arguments go to perf.supervision."""
+    install(session, "tests")
+    session.run("python", "-m", "perf.supervision", *session.posargs)
+
+
+@nox.session
 def campaign(session: nox.Session) -> None:
     """Hours of load with processes killed underneath it. Arguments go to perf.campaign."""
     install(session, "tests")
