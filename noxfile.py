@@ -132,7 +132,7 @@ def soak(session: nox.Session) -> None:
 
 @nox.session
 def supervision(session: nox.Session) -> None:
-    """Other servers' process supervisors and ours: the same harm to each, measured. Arguments go to perf.supervision."""
+    """Process supervisors, others' and ours: the same harm to each, measured. Arguments go to perf.supervision."""
     install(session, "tests")
     session.run("python", "-m", "perf.supervision", *session.posargs)
 
