@@ -111,6 +111,8 @@ class Service:
     @asynccontextmanager
     async def open(self) -> AsyncIterator[None]:
         """Open the engine. Raises StartupError with a sentence for the operator."""
+        if not trio.lowlevel.in_trio_run():
+            raise StartupError("queen-trio runs on Trio, and this server runs on asyncio: start hypercorn with -k trio")
         if self.settings.database_url is None:
             raise StartupError(
                 "no database: set QUEEN_DATABASE_URL to postgresql://user:password@host/name (or PG_HOST and its "

@@ -3,6 +3,7 @@ Quart's test client."""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import http.client
 import json
@@ -170,6 +171,23 @@ def test_a_client_that_hangs_up_in_the_middle_of_a_large_answer_ends_it(served: 
     started_at = time.monotonic()
     assert server.process.wait(30) == 0
     assert time.monotonic() - started_at < 10
+
+
+def test_under_asyncio_it_says_that_it_needs_trio(settings: Settings) -> None:
+    told: list[dict[str, str]] = []
+
+    async def receive() -> dict[str, str]:
+        return {"type": "lifespan.startup"}
+
+    async def send(message: dict[str, str]) -> None:
+        told.append(message)
+
+    scope: Any = {"type": "lifespan", "asgi": {"version": "3.0", "spec_version": "2.0"}, "state": {}}
+    app: Any = create_app(settings)
+    asyncio.run(app(scope, receive, send))
+
+    assert [message["type"] for message in told] == ["lifespan.startup.failed"]
+    assert "start hypercorn with -k trio" in told[0]["message"]
 
 
 # -- in process ---------------------------------------------------------------------------------------------------
