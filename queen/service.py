@@ -10,6 +10,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import msgspec
+import sniffio
 import structlog
 import trio
 
@@ -111,7 +112,7 @@ class Service:
     @asynccontextmanager
     async def open(self) -> AsyncIterator[None]:
         """Open the engine. Raises StartupError with a sentence for the operator."""
-        if not trio.lowlevel.in_trio_run():
+        if sniffio.current_async_library() != "trio":  # trio-asyncio runs a loop of asyncio within Trio, too
             raise StartupError("queen-trio runs on Trio, and this server runs on asyncio: start hypercorn with -k trio")
         if self.settings.database_url is None:
             raise StartupError(
