@@ -628,6 +628,23 @@ class Report:
             out.append(merged)
         return out
 
+    def keep(self, path: Path) -> None:
+        """Take over from an earlier result what was not measured again."""
+        document = json.loads(path.read_text())
+        measured = {one.cell for one in self.rows}
+        kept = [Row(**one) for one in document["runs"] if one["cell"] not in measured]
+        cells = sorted({one.cell for one in kept})
+        before = {key: document["meta"].get(key) for key in ("date", "commit")}
+        earlier = [
+            part | {"cells": sorted(set(part["cells"]) & set(cells))} for part in document["meta"].get("kept", [])
+        ]
+        known = {cell for part in earlier for cell in part["cells"]}
+        rest = [cell for cell in cells if cell not in known]
+        self.meta["kept"] = [part for part in [*earlier, before | {"cells": rest}] if part["cells"]]
+        names = [cell.name for cell in CELLS]
+        self.rows = sorted(kept + self.rows, key=lambda one: names.index(one.cell))
+        self.baselines = self.baselines or document["baselines"]
+
     def save(self, path: Path) -> None:
         document = {
             "meta": self.meta,
@@ -829,6 +846,7 @@ async def main() -> int:
     parser.add_argument("--seconds", type=float, help="length of a run; default 3, 1 with --quick")
     parser.add_argument("--no-baselines", action="store_true", help="skip disk, hypercorn and rows")
     parser.add_argument("--name", help="write perf/results/NAME.json instead of a local-*.json that git ignores")
+    parser.add_argument("--keep", action="store_true", help="keep other cells of an earlier result of that name")
     parser.add_argument("--compare", type=Path, help="an earlier result to compare with")
     arguments = parser.parse_args()
     arguments.runs = arguments.runs or (1 if arguments.quick else 5)
@@ -848,6 +866,8 @@ async def main() -> int:
     if not finished:
         report.failures.append("interrupted")
 
+    if arguments.keep and (RESULTS / f"{name}.json").is_file():
+        report.keep(RESULTS / f"{name}.json")
     print_goals(report)
     print_ratios(report)
     if arguments.compare:

@@ -61,8 +61,8 @@ class PushBodies:
         Args:
             partitions: requests go round these, one partition per request.
             spread: instead, the messages of each request go round the partitions.
-            payload_bytes: about the length of a payload; at least 32. A larger one is filled with random base64: what JSON makes of
-                bytes that do not compress.
+            payload_bytes: about the length of a payload; at least 32. A larger one is filled with random
+                base64: what JSON makes of bytes that do not compress.
             seed: of the random values; None differs in every process.
         """
         generator = random.Random(seed)
