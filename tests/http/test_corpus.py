@@ -150,7 +150,7 @@ PUSH = [
     raw_push("payload: an unquoted key", b"{a:1}", "Invalid JSON: …"),
     raw_push("payload: an unknown escape", b'"\\x41"', "Invalid JSON: …"),
     raw_push("payload: a bad unicode escape", b'"\\u00zz"', "Invalid JSON: …"),
-    raw_push("payload: a lone surrogate", b'"\\ud800"', "Invalid JSON: …"),
+    raw_push("payload: a lone surrogate", b'"\\ud800"', "Invalid JSON: half of a UTF-16 surrogate pair in a string"),
     raw_push("payload: a raw newline in a string", b'"a\nb"', "Invalid JSON: …"),
     raw_push("payload: a raw tab in a string", b'"a\tb"', "Invalid JSON: …"),
     raw_push("payload: a raw NUL in a string", b'"a\x00b"', "Invalid JSON: …"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import re
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Annotated, Final, TypeVar
@@ -115,7 +116,17 @@ def decode_body(body: bytes, decoder: msgspec.json.Decoder[T], otherwise: Callab
         except msgspec.ValidationError:
             return otherwise(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise InvalidRequest(f"Invalid JSON: {error}") from None
+        raise InvalidRequest(f"Invalid JSON: {_explain(error, body)}") from None
+
+
+_HALF_A_PAIR: Final = re.compile(rb"\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F])")
+
+
+def _explain(error: Exception, text: bytes | msgspec.Raw) -> str:
+    """What msgspec says, but for half a surrogate pair at the end of a string: it takes the body for cut off there."""
+    if str(error) == "Input data was truncated" and _HALF_A_PAIR.search(memoryview(text)):
+        return "half of a UTF-16 surrogate pair in a string"
+    return str(error)
 
 
 RAW_OBJECT: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
@@ -146,7 +157,7 @@ def text_of(fields: Mapping[str, msgspec.Raw], name: str) -> str | None:
     try:
         return _TEXT.decode(raw)
     except msgspec.DecodeError as error:  # half of a surrogate pair: only building the string finds it
-        raise InvalidRequest(f"Invalid JSON: {error}") from None
+        raise InvalidRequest(f"Invalid JSON: {_explain(error, raw)}") from None
 
 
 def fields_of(raw: bytes | msgspec.Raw) -> dict[str, msgspec.Raw]:
@@ -156,7 +167,7 @@ def fields_of(raw: bytes | msgspec.Raw) -> dict[str, msgspec.Raw]:
     except msgspec.ValidationError:
         raise
     except msgspec.DecodeError as error:  # as in text_of, in the name of a member
-        raise InvalidRequest(f"Invalid JSON: {error}") from None
+        raise InvalidRequest(f"Invalid JSON: {_explain(error, raw)}") from None
 
 
 def scalar_of(raw: msgspec.Raw | None) -> object:
