@@ -17,7 +17,7 @@ from queen.storage import acks, claims, pushes
 from queen.storage.bridge import Bridge
 from queen.storage.connect import Connection
 
-CONNECTIONS: Final = 2  # the others are opened when there is more to do than these can
+CONNECTIONS: Final = 4  # a push, an ack and two pops at once; others are opened when there is more to do
 STATEMENTS: Final = (*pushes.HOT, *claims.HOT, *acks.HOT)
 WARM_SECONDS: Final = 2.0
 

@@ -108,7 +108,7 @@ async def upgrade_to_broken_code(stage: Stage) -> None:
     """F9: new code that cannot be read, by workers (SIGHUP) or by the supervisor (SIGUSR2): the old serves on."""
     code = stage.scratch / "code" / "queen"
     for number, part, name in (
-        (signal.SIGHUP, code / "app.py", "a reload"),
+        (signal.SIGHUP, code / "worker" / "app.py", "a reload"),
         (signal.SIGUSR2, code / "supervisor.py", "an upgrade"),
     ):
         sound = part.read_text()
