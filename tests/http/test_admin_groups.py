@@ -302,12 +302,13 @@ async def test_a_seek_to_a_time_goes_behind_what_was_created_up_to_it(
     assert await consume(http, "q", "g") == list(range(25, 40))
 
 
-async def test_a_seek_to_the_end_passes_everything(http: Http) -> None:
+@pytest.mark.parametrize("body", [{"toEnd": True}, {"timestamp": "now"}])
+async def test_a_seek_to_the_end_passes_everything(http: Http, body: dict[str, object]) -> None:
     await http.push("q", 1, partition="a")
     await http.push("q", 2, partition="b")
     assert await pop(http, "q", "g", batch=1) != []
 
-    answer = await order(http, "POST", "consumer-groups", "g", "queues", "q", "seek", body={"toEnd": True})
+    answer = await order(http, "POST", "consumer-groups", "g", "queues", "q", "seek", body=body)
 
     assert (answer["seekToEnd"], answer["targetTimestamp"], answer["partitionsUpdated"]) == (True, None, 2)
     assert await pop(http, "q", "g") == []

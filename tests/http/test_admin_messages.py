@@ -158,6 +158,21 @@ async def test_to_covers_its_whole_minute(http: Http) -> None:
     assert await statuses(http, queue="q", to=this_minute) == [("now", "pending")]
 
 
+async def test_an_end_at_the_beginning_of_time_is_an_empty_list(http: Http) -> None:
+    await push_ids(http, "q", "now")
+
+    assert await statuses(http, queue="q", to="0001-01-01T00:00:00Z") == []
+
+
+async def test_a_message_says_its_time_in_milliseconds(http: Http) -> None:
+    await push_ids(http, "q", "a")
+    [message] = (await ask(http, "messages", queue="q"))["messages"]
+    [popped] = await pop(http, "q")
+
+    assert message["createdAt"] == popped["createdAt"][:-4] + "Z"
+    assert len(message["createdAt"]) == len("2026-01-01T00:00:00.000Z")
+
+
 async def test_the_list_goes_on_where_the_page_before_ended(http: Http) -> None:
     for number in range(6):
         await push_ids(http, "q", *(f"{number}{letter}" for letter in "abc"), partition=f"p{number % 2}")

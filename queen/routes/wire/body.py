@@ -91,6 +91,11 @@ def format_time(moment: datetime) -> str:
     return moment.astimezone(UTC).replace(tzinfo=None).isoformat(timespec="microseconds") + "Z"
 
 
+def format_time_short(moment: datetime) -> str:
+    """The same with three fraction digits, cut off: ``ts3`` of the contract."""
+    return moment.astimezone(UTC).replace(tzinfo=None).isoformat(timespec="milliseconds") + "Z"
+
+
 def _check_utf8(body: bytes) -> None:
     """msgspec checks the strings it builds; a payload that stays raw is checked here, once for the whole body."""
     if body.isascii():

@@ -54,7 +54,7 @@ class SeekBody(msgspec.Struct, frozen=True, kw_only=True):
     """Where to move a group: to the end, or else behind what was created up to a time, or else to an offset."""
 
     to_end: bool | None = field(name="toEnd", default=None)
-    timestamp: TimeText | None = None
+    timestamp: Annotated[TimeText | None, Meta(description="The text now means the end.")] = None
     offset: Annotated[int, Meta(ge=0, le=2**63 - 1)] | None = None
 
 
@@ -86,7 +86,7 @@ def read_partition_seek(body: bytes) -> Target:
 
 def _read_target(body: bytes) -> Target | None:
     asked = decode_body(body, _SEEK, _read_loose_seek)
-    if asked.to_end:
+    if asked.to_end or asked.timestamp == "now":
         return Target("end")
     if asked.timestamp is not None:
         return Target("time", at=_time(asked.timestamp, "timestamp"))

@@ -16,13 +16,14 @@ from queen.routes.wire.body import (
     Json,
     TimeText,
     UuidText,
-    format_time,
+    format_time_short,
 )
 from queen.routes.wire.query import When, read_query, time_or_null
 from queen.storage.lines import Line, read_line
 
 MAX_PAGE: Final = 1000
 DEFAULT_WINDOW: Final = timedelta(hours=1)
+_BEGINNING: Final = datetime.min.replace(tzinfo=UTC)  # of time, as far as it can be said
 
 _STATUSES: Final[dict[str | None, MessageStatus]] = {
     **{status.value: status for status in MessageStatus},
@@ -64,7 +65,8 @@ def read_message_query(query: Mapping[str, str]) -> MessageQuery:
     if created_to is not None:
         created_to = created_to.replace(second=0, microsecond=0) + timedelta(minutes=1, microseconds=-1)
     if created_from is None:
-        created_from = (created_to or datetime.now(UTC)) - DEFAULT_WINDOW
+        until = created_to or datetime.now(UTC)
+        created_from = until - min(DEFAULT_WINDOW, until - _BEGINNING)
     return MessageQuery(
         queue=asked.queue,
         partition=asked.partition,
@@ -240,7 +242,7 @@ def _entry(message: FoundMessage, line: Line) -> MessageEntry:
         "traceId": line.trace_id,
         "producerSub": line.producer_sub,
         "queuePriority": message.queue.options.priority,
-        "createdAt": format_time(message.created_at),
+        "createdAt": format_time_short(message.created_at),
         "leaseExpiresAt": time_or_null(standing.lease_expires_at),
         "offset": message.offset,
     }

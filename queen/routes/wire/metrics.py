@@ -131,8 +131,6 @@ class Exposition:
         self._family(name, "counter", text, samples)
 
     def _family(self, name: str, kind: str, text: str, samples: Sequence[Sample]) -> None:
-        if not samples:
-            return
         self._lines += [f"# HELP {name} {text}", f"# TYPE {name} {kind}"]
         for labels, value in samples:
             inside = ",".join(f'{label}="{_escaped(text)}"' for label, text in labels.items())
