@@ -1,4 +1,4 @@
-"""A chart of a result against its floors and goals, as SVG. Nothing is measured here.
+"""A chart of a result against its floors and goals, as SVG, and its tables in Markdown. Nothing is measured here.
 
 python -m perf.chart perf/results/0.1.0.json docs/discussion/performance.svg
 
@@ -62,6 +62,45 @@ def _bar(goal: Goal, value: float) -> Bar:
     return Bar(f"{goal.cell}: {goal.verb}", share, floor, f"{text} {FIGURES.get(goal.field, goal.field)}")
 
 
+def goals_table(summary: list[Mapping[str, object]], workers: int) -> str:
+    """Every goal of which there is a row."""
+    lines = ["| cell | verb | measured | floor | goal | |", "|---|---|---|---|---|---|"]
+    for goal in GOALS:
+        for row in summary:
+            value = row.get(goal.field)
+            if (row["cell"], row["verb"], row["workers"]) != (goal.cell, goal.verb, workers) or not isinstance(
+                value, int | float
+            ):
+                continue
+            bar = _bar(goal, float(value))
+            verdict = "reached" if bar.share >= 1 else f"{(1 / bar.share - 1) * 100:.0f} % away"
+            if bar.floor is not None and bar.share < bar.floor:
+                verdict = "below the floor"
+            floor = "" if goal.floor is None else f"{goal.floor:,.0f}"
+            sign = "≤ " if goal.least else ""
+            lines.append(f"| {goal.cell} | {goal.verb} | {bar.value} | {floor} | {sign}{goal.goal:,.6g} | {verdict} |")
+    return "\n".join(lines)
+
+
+def cells_table(summary: list[Mapping[str, object]]) -> str:
+    """Every row. CPU is that of server, PostgreSQL and generator."""
+    lines = [
+        "| cell | verb | workers | msg/s | least, most | p50 / p99 ms | CPU-µs/msg | WAL B | commits | others |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in summary:
+        cpu = [row.get(name) for name in ("server_us", "postgres_us", "generator_us")]
+        costs = " + ".join(f"{value:,.2f}" for value in cpu if isinstance(value, float))
+        wal, commits, others = (row.get(name) for name in ("wal_bytes", "write_transactions", "others_percent"))
+        lines.append(
+            f"| {row['cell']} | {row['verb']} | {row['workers']} | {row['rate']:,.0f} | {row['rate_min']:,.0f},"
+            f" {row['rate_max']:,.0f} | {row['p50_ms']:.1f} / {row['p99_ms']:.1f} | {costs}"
+            f" | {'' if wal is None else f'{wal:,.1f}'} | {'' if commits is None else f'{commits:.4f}'}"
+            f" | {'' if others is None else f'{others:.0f} %'} |"
+        )
+    return "\n".join(lines)
+
+
 def place(share: float) -> float:
     """Where a share lies on the scale, in pixels."""
     part = (math.log(min(max(share, LEAST), MOST)) - math.log(LEAST)) / (math.log(MOST) - math.log(LEAST))
@@ -111,6 +150,7 @@ def main() -> None:
     meta = document["meta"]
     machine = f"{arguments.workers} workers on {meta['machine']['cores']} cores"
     title = f"queen-trio {meta['version']}, {machine}: share of each goal (black marks: floors)"
+    print(goals_table(document["summary"], arguments.workers), cells_table(document["summary"]), sep="\n\n")
     arguments.chart.write_text(svg(bars(document["summary"], arguments.workers), title))
 
 

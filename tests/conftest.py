@@ -476,12 +476,12 @@ class Broker:
     @property
     def looks(self) -> int:
         """Claims sent to storage so far."""
-        return self.engine._claims.statistics().writes
+        return self.engine._writes()["pop_writes"]
 
     @property
     def asked(self) -> int:
         """Pops that looked so far: several may be folded into one claim."""
-        return self.engine._claims.statistics().requests
+        return self.engine._writes()["pop_written"]
 
     @staticmethod
     def partition_id(queue: Queue, partition: str = "Default") -> str:

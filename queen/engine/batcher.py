@@ -211,6 +211,10 @@ class Batcher(Generic[Item, Result]):
             while len(self._waiting) < wanted and self._waiting_weight < self._max_weight:
                 await self._wait_for(wanted)
 
+    def waiting(self) -> list[Item]:
+        """What waits to be written."""
+        return [entry.item for entry in self._waiting]
+
     def statistics(self) -> BatcherStatistics:
         return BatcherStatistics(
             len(self._waiting), len(self._writing), self._requests, self._writes, self._busy_seconds

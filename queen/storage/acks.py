@@ -314,64 +314,75 @@ class AckFlush:
             by_bucket.setdefault(bucket_of(entries[0].partition.partition_id, self._buckets), []).extend(entries)
         return by_bucket
 
-    async def apply(self, connection: Connection, keyring: Keyring) -> None:
-        """asyncio flavor. Move the cursors; where :attr:`may_fail`, inside a transaction. Sets the results."""
+    def prepare(self) -> dict[int, list[_Entry]]:
+        """The runs to apply, by bucket. Those named by nothing that is known have their results now."""
         self.results = []
         self.released = []
         self.ended = []
         self._tallies = {}
-        by_bucket = self._runs()
+        return self._runs()
+
+    def arguments(self, runs: Sequence[_Entry]) -> list[Any]:
+        """Of queen.ack_v2, from the fourth on: of runs of one bucket."""
+        return [
+            self._straight,
+            [entry.partition.partition_id for entry in runs],
+            [entry.group for entry in runs],
+            [entry.request for entry in runs],
+            [entry.lease_id for entry in runs],
+            [_STATUS_CODES[entry.run.status] for entry in runs],
+            [entry.run.first for entry in runs],
+            [entry.run.end for entry in runs],
+            _whole(runs),
+        ]
+
+    async def apply(self, connection: Connection, keyring: Keyring) -> None:
+        """asyncio flavor. Move the cursors; where :attr:`may_fail`, inside a transaction. Sets the results."""
+        by_bucket = self.prepare()
         for bucket in sorted(by_bucket):
             runs = by_bucket[bucket]
-            rows = await connection.fetch(
-                _ACK,
-                bucket,
-                connection.epoch,
-                self._straight,
-                [entry.partition.partition_id for entry in runs],
-                [entry.group for entry in runs],
-                [entry.request for entry in runs],
-                [entry.lease_id for entry in runs],
-                [_STATUS_CODES[entry.run.status] for entry in runs],
-                [entry.run.first for entry in runs],
-                [entry.run.end for entry in runs],
-                _whole(runs),
-            )
-            rows.sort(key=itemgetter("run"))
-            again: dict[tuple[UUID, str], None] = {}  # what was given back
-            lost = [entry for entry, row in zip(runs, rows, strict=True) if row["lost"]]
-            await self._find_again(connection, bucket, lost)
-            for row, (partition, group, request, _, run) in zip(rows, runs, strict=True):
-                run.lost, run.released, run.dead = row["lost"], row["released"], row["dead"]
-                run.retry_count = row["retry_count"]
-                if row["pending"]:
-                    self.released.append(Released(partition.queue, group, partition.name))
-                if run.released and not run.dead and run.status in (AckStatus.FAILED, AckStatus.RETRY):
-                    again[partition.partition_id, group] = None
-                if run.dead:
-                    # false: retention took the message since it was found; it is passed all the same
-                    run.dead = await bury(
-                        connection,
-                        bucket,
-                        partition.partition_id,
-                        partition.queue,
-                        group,
-                        run.first,
-                        run.retry_count,
-                        run.error or "Retries exhausted",
-                        keyring,
-                    )
-                if not run.lost:
-                    tally = self._tallies.setdefault(partition.queue, [0, 0])
-                    tally[0] += len(run.places)
-                    tally[1] += run.dead
-                if run.released:
-                    ack = self.requests[request][run.places[0]]
-                    self.ended.append((ack.lease_id or "", ack.partition_id))
-                self._answer(self.requests[request], self.results[request], partition, run)
-            if again:
-                where, groups = zip(*again, strict=True)
-                await connection.execute(_BACK_OFF, bucket, list(where), list(groups))
+            rows = await connection.fetch(_ACK, bucket, connection.epoch, *self.arguments(runs))
+            await self.take(connection, bucket, runs, rows, keyring)
+
+    async def take(
+        self, connection: Connection, bucket: int, runs: Sequence[_Entry], rows: list[Any], keyring: Keyring
+    ) -> None:
+        """asyncio flavor. Read what queen.ack_v2 says of the runs, and see to what is dead or comes again."""
+        rows.sort(key=itemgetter("run"))
+        again: dict[tuple[UUID, str], None] = {}  # what was given back
+        lost = [entry for entry, row in zip(runs, rows, strict=True) if row["lost"]]
+        await self._find_again(connection, bucket, lost)
+        for row, (partition, group, request, _, run) in zip(rows, runs, strict=True):
+            run.lost, run.released, run.dead = row["lost"], row["released"], row["dead"]
+            run.retry_count = row["retry_count"]
+            if row["pending"]:
+                self.released.append(Released(partition.queue, group, partition.name))
+            if run.released and not run.dead and run.status in (AckStatus.FAILED, AckStatus.RETRY):
+                again[partition.partition_id, group] = None
+            if run.dead:
+                # false: retention took the message since it was found; it is passed all the same
+                run.dead = await bury(
+                    connection,
+                    bucket,
+                    partition.partition_id,
+                    partition.queue,
+                    group,
+                    run.first,
+                    run.retry_count,
+                    run.error or "Retries exhausted",
+                    keyring,
+                )
+            if not run.lost:
+                tally = self._tallies.setdefault(partition.queue, [0, 0])
+                tally[0] += len(run.places)
+                tally[1] += run.dead
+            if run.released:
+                ack = self.requests[request][run.places[0]]
+                self.ended.append((ack.lease_id or "", ack.partition_id))
+            self._answer(self.requests[request], self.results[request], partition, run)
+        if again:
+            where, groups = zip(*again, strict=True)
+            await connection.execute(_BACK_OFF, bucket, list(where), list(groups))
 
     async def _find_again(self, connection: Connection, bucket: int, lost: Sequence[_Entry]) -> None:
         """asyncio flavor. The leases of messages that were delivered here are gone: perhaps the messages are, too."""
@@ -490,9 +501,13 @@ class Acks:
         self._buckets = buckets
         self.activity = Activity()
 
+    def flush_of(self, requests: Sequence[Sequence[Ack]]) -> AckFlush:
+        """A flush, unsent."""
+        return AckFlush(requests, self._buckets, self._delivered)
+
     async def ack(self, requests: Sequence[Sequence[Ack]]) -> tuple[list[list[AckResult]], list[Released]]:
         """Apply the acks of all requests in one commit; results per request, in input order."""
-        flush = AckFlush(requests, self._buckets, self._delivered)
+        flush = self.flush_of(requests)
 
         async def work(connection: Connection) -> None:
             await flush.locate(connection)
@@ -503,9 +518,13 @@ class Acks:
                 await flush.apply(connection, self._keyring)
 
         await self._bridge.run(work)
+        self.done(flush)
+        return flush.results, flush.released
+
+    def done(self, flush: AckFlush) -> None:
+        """Its commit was heard of: count it, and forget the leases that have ended."""
         flush.count(self.activity)
         self._delivered.forget(flush.ended)
-        return flush.results, flush.released
 
     async def transact(
         self, flush: Flush, acks: Sequence[Ack], required_leases: Sequence[str]

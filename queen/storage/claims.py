@@ -19,6 +19,7 @@ import msgspec
 from queen.model.message import ClaimedPartition, SegmentSlice
 from queen.model.queue import Queue
 from queen.observability.activity import Activity
+from queen.storage.acks import AckFlush
 from queen.storage.bridge import Bridge
 from queen.storage.connect import Connection
 from queen.storage.delivered import Delivered
@@ -31,6 +32,20 @@ reader holds in memory to a few segments (one segment is at most 1 MiB, or one m
 
 READ_SEGMENTS: Final = 2000
 _CLAIM: Final = "SELECT * FROM queen.claim_v3($1, NULL, $2, $3, $4, $5, $6, $7, $8, $9)"
+_ACK_AND_CLAIM: Final = """
+    SELECT a.run, a.lost, a.released, a.dead, a.retry_count, a.pending, NULL::text AS verdict, NULL::integer AS request,
+        NULL::uuid AS queue_id, NULL::uuid AS partition_id, NULL::text AS partition_name, NULL::bigint AS first_offset,
+        NULL::bigint AS end_offset, NULL::integer AS attempt, NULL::double precision AS due_seconds,
+        NULL::bigint AS base_offset, NULL::integer AS message_count, NULL::timestamptz AS created_at,
+        NULL::bigint AS id_prefix, NULL::boolean AS minted, NULL::smallint AS codec, NULL::integer AS raw_bytes,
+        NULL::text AS key_id, NULL::bytea AS body, NULL::integer[] AS erased, NULL::bigint[] AS skipped
+    FROM queen.ack_v2($1, NULL, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11) a
+    UNION ALL
+    SELECT NULL, NULL, NULL, NULL, c.retry_count, NULL, c.verdict, c.request, c.queue_id, c.partition_id,
+        c.partition_name, c.first_offset, c.end_offset, c.attempt, c.due_seconds, c.base_offset, c.message_count,
+        c.created_at, c.id_prefix, c.minted, c.codec, c.raw_bytes, c.key_id, c.body, c.erased, c.skipped
+    FROM queen.claim_v3($1, NULL, $2, $12, $13, $14, $15, $16, $17, $18) c
+"""
 _READY: Final = "SELECT * FROM queen.ready($1, NULL, $2, $3)"
 _READ: Final = "SELECT * FROM queen.read_segments($1, $2, $3, $4, $5, $6, $7)"
 _GIVE_BACK: Final = "SELECT queen.give_back($1, NULL, $2, $3, $4, $5, $6)"
@@ -210,7 +225,43 @@ class Claims:
                         await self._claim_bucket(connection, bucket, requests, outcomes, left)
             return await self._read_first(connection, outcomes)
 
-        for outcome, row in await self._bridge.run(work):
+        read = await self._bridge.run(work)
+        return self._served(requests, outcomes, left, read, several=several)
+
+    async def ack_and_claim(
+        self, flush: AckFlush, requests: Sequence[ClaimRequest]
+    ) -> tuple[list[ClaimOutcome], list[Surplus]]:
+        """Apply acks, none of which may fail, and then claim, in one statement and one commit. One bucket only.
+
+        Acks wait for the locks of their cursors, in order; what is claimed is not waited for: so the two do not
+        get into each other's way, whoever else does the same.
+        """
+        outcomes = [ClaimOutcome(request.lease_id) for request in requests]
+        left = _Left()
+
+        async def work(connection: Connection) -> list[tuple[ClaimOutcome, Any]]:
+            await flush.locate(connection)
+            runs = flush.prepare().get(0, [])
+            wanted = self._wanted(0, requests, outcomes, None)
+            assert wanted is not None, "nothing has been claimed yet"
+            answer = await connection.fetch(_ACK_AND_CLAIM, 0, connection.epoch, *flush.arguments(runs), *wanted)
+            await flush.take(connection, 0, runs, [row for row in answer if row["verdict"] is None], self._keyring)
+            self._take([row for row in answer if row["verdict"] is not None], requests, outcomes, left)
+            return await self._read_first(connection, outcomes)
+
+        return self._served(requests, outcomes, left, await self._bridge.run(work), several=False)
+
+    def _served(
+        self,
+        requests: Sequence[ClaimRequest],
+        outcomes: list[ClaimOutcome],
+        left: _Left,
+        read: Sequence[tuple[ClaimOutcome, Any]],
+        *,
+        several: bool,
+    ) -> tuple[list[ClaimOutcome], list[Surplus]]:
+        """After the commit. ``read``: the first segments that were read besides; ``several`` buckets had something."""
+        for outcome, row in read:
             outcome.rows.append((outcome.claims[0], row))
         if left.expired:
             self.on_expired()
@@ -264,6 +315,15 @@ class Claims:
 
         ``rank``: of each request only the queue in that place; None: all queues of the requests that have nothing.
         """
+        wanted = self._wanted(bucket, requests, outcomes, rank)
+        if wanted is not None:
+            answer = await connection.fetch(_CLAIM, bucket, connection.epoch, *wanted)
+            self._take(answer, requests, outcomes, left)
+
+    def _wanted(
+        self, bucket: int, requests: Sequence[ClaimRequest], outcomes: Sequence[ClaimOutcome], rank: int | None
+    ) -> list[Any] | None:
+        """The arguments of queen.claim_v3, from the fourth on: what the requests still lack; None: nothing."""
         rows: list[tuple[int, Queue]] = []
         batches: list[int] = []
         partitions: list[int] = []
@@ -281,11 +341,8 @@ class Claims:
                 batches.append(batch)
                 partitions.append(limit)
         if not rows:
-            return
-        answer = await connection.fetch(
-            _CLAIM,
-            bucket,
-            connection.epoch,
+            return None
+        return [
             [at for at, _ in rows],
             [queue.queue_id for _, queue in rows],
             [requests[at].group for at, _ in rows],
@@ -293,7 +350,13 @@ class Claims:
             batches,
             partitions,
             [requests[at].lease_id for at, _ in rows],
-        )
+        ]
+
+    @staticmethod
+    def _take(
+        answer: Sequence[Any], requests: Sequence[ClaimRequest], outcomes: Sequence[ClaimOutcome], left: _Left
+    ) -> None:
+        """Read what queen.claim_v3 says."""
         for row in answer:
             request, outcome = requests[row["request"]], outcomes[row["request"]]
             verdict = row["verdict"]
