@@ -52,6 +52,8 @@ STATUS_SECONDS: Final = 60.0
 TREE_SECONDS: Final = 3.0  # for workers to say what they are doing; one that hangs does not
 MAX_WORKERS: Final = 1024
 TRIAL_SECONDS: Final = 30.0  # for the program to show that it could take over; its imports, mostly
+SILENT_SECONDS: Final = 1.5  # three heartbeats missed: what waits for such a worker is better off with another
+RELIEF_SECONDS: Final = 0.25  # between two looks at what waits there
 LIMITS_SECONDS: Final = 1.0  # a leak of 100 MB/s is seen 100 MB late
 LIMITS_RETRY_SECONDS: Final = 60.0  # after a successor that did not come up
 DEFAULT_APP: Final = "queen.worker.app:create_app"
@@ -194,6 +196,7 @@ class Supervisor:
                             self._reload_wanted.set()
                         self._errands.start_soon(self._run_reloads)
                         self._errands.start_soon(self._run_limits)
+                        self._errands.start_soon(self._run_relief)
                         await self.stopping.wait()
                         for slot in self.slots:
                             slot.close()
@@ -377,6 +380,18 @@ class Supervisor:
                 self._reloading = False
                 self._keep_spare()
                 self._manager.ready(f"{len(self.slots)} workers, listening on {self.url}")
+
+    async def _run_relief(self) -> None:
+        """Have others accept what waits for a worker that is silent, long before it is certain that it hangs."""
+        while True:
+            await trio.sleep(RELIEF_SECONDS)
+            ready = [slot for slot in self.slots if slot.ready]
+            silent = [
+                slot for slot in ready if slot.worker is not None and slot.worker.silent_seconds >= SILENT_SECONDS
+            ]
+            if len(silent) < len(ready):
+                for slot in silent:
+                    slot.give_backlog()
 
     async def _run_limits(self) -> None:
         """Replace workers that have grown too large or too old, one at a time."""

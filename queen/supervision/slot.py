@@ -116,7 +116,7 @@ class Slot:
             self._listener.close()
             self._listener = None
 
-    def _give_backlog(self) -> None:
+    def give_backlog(self) -> None:
         """Let other slots have the connections that wait here: nobody will come for a while."""
         pool = self._around.pool
         if self._listener is not None and pool is not None and not isinstance(self._port, PassedPort):
@@ -214,7 +214,7 @@ class Slot:
         if self._around.pool is not None:
             self._around.pool.board.write(self.index, ABSENT)
         if wait_seconds:
-            self._give_backlog()
+            self.give_backlog()
             self.close_listener()
         self.last_exit = worker.how
         served_seconds = worker.served_seconds()

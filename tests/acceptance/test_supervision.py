@@ -9,6 +9,7 @@ import signal
 import socket
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,20 @@ def test_a_worker_whose_loop_is_blocked_says_where_and_is_replaced(start_server:
     assert any("tiny_app.py" in line for line in stacks)
     (died,) = events(server, "worker died")
     assert died["how"] == "hung: no sign of life for 1 s"
+
+
+def test_new_connections_do_not_wait_for_a_worker_that_hangs(start_server: StartServer) -> None:
+    server = start_server(*TINY, *NO_DATABASE, workers=2).wait_ready()
+    stopped, other = server.worker_pids
+    os.kill(stopped, signal.SIGSTOP)
+
+    with ThreadPoolExecutor(20) as clients:  # of so many, some fall to each; it would be killed after ten seconds
+        answers = list(clients.map(lambda _: server.get(seconds=5), range(20)))
+
+    assert answers == [(200, str(other).encode())] * 20
+    assert is_alive(stopped)
+    os.kill(stopped, signal.SIGCONT)
+    assert eventually(10, lambda: serving(server) == {stopped, other})
 
 
 def test_a_worker_that_is_stopped_is_replaced(start_server: StartServer) -> None:
