@@ -489,6 +489,8 @@ class Flush:
     def _answer_repeats(part: _Part) -> None:
         if not part.results:
             part.results = [None] * len(part.messages)  # type: ignore[list-item]
+        if not part.stored and not part.repeats:
+            return
         partition_id = str(part.partition_id)
         for place, message_id in part.stored.items():
             assert part.ids is not None
