@@ -237,7 +237,7 @@ class Admin:
         return POP_MAINTENANCE in await self._store.metrics.switches()
 
     async def pause_pops(self, *, paused: bool) -> None:
-        """Switch pops off or on, on every server of this database: within a second, and until it is switched back."""
+        """Switch pops off or on, on every server of this database, until it is switched back."""
         await self._store.metrics.switch(POP_MAINTENANCE, enabled=paused)
         self._tell_switched()
 

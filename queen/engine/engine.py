@@ -21,6 +21,7 @@ from queen.engine.batcher import Batcher
 from queen.engine.housekeeping import run_housekeeping
 from queen.engine.monitor import Monitor
 from queen.engine.spooling import PUSH_MAINTENANCE, Spooling
+from queen.engine.switches import Followers
 from queen.engine.turns import Turns
 from queen.engine.wakeups import UNNAMED, Lot, Topic, Wakeups, hint, hints_of
 from queen.errors import (
@@ -108,6 +109,9 @@ _PAUSED_SECONDS: Final = 0.5
 
 _SWITCHED: Final = hint("switch", "", "")
 
+_FOLLOW_SECONDS: Final = 1.0
+"""Who turns a switch waits so long for the other workers at most; by then they have looked by themselves."""
+
 log = structlog.get_logger("queen.engine")
 
 
@@ -184,6 +188,7 @@ class Engine:
         store.notifications.on_keys = lambda hints: self._heard(hints)
         store.notifications.on_gap = self._wakeups.tell_all
         self.monitor = Monitor(store, settings, store.activity, self._gauges, self._waiting, self._writes)
+        self._followers = Followers(self.monitor.process_id.hex)
         self.admin = Admin(store, self.monitor, self._tell_group, self._tell_woken, self._tell_switched)
 
     # -- queues ---------------------------------------------------------------------------------------------------
@@ -576,7 +581,7 @@ class Engine:
 
     def _heard(self, hints: Sequence[str]) -> None:
         """Another worker tells: one pop a topic looks, and goes on waking while it finds something."""
-        if _SWITCHED in hints:
+        if self._followers.heard(hints) or _SWITCHED in hints:
             self._switched.set()
         self._wakeups.tell(hints, 1)
 
@@ -600,9 +605,22 @@ class Engine:
             self._wakeups.tell_all()
 
     async def pause_pushes(self, *, paused: bool) -> None:
-        """Send pushes to the spool, or store them again: here at once, everywhere within a second."""
+        """Send pushes to the spool, or store them again: everywhere when this returns."""
         await self.admin.pause_pushes(paused=paused)
+        await self._follow_switches()
+
+    async def pause_pops(self, *, paused: bool) -> None:
+        """Switch pops off, or on again: everywhere when this returns."""
+        await self.admin.pause_pops(paused=paused)
+        await self._follow_switches()
+
+    async def _follow_switches(self) -> None:
+        """Do as the switches say, and wait until every live worker does."""
         await self.read_switches()
+        names = {process.process_id.hex for process in await self.monitor.live_processes()}
+        with self._followers.question() as (question, asking):
+            self._tell_others([asking])
+            await self._followers.wait(question, names, _FOLLOW_SECONDS)
 
     def _storage_is_back(self) -> None:
         """PostgreSQL answers again: switches may have been turned meanwhile, and there may be something to drain."""
@@ -616,9 +634,13 @@ class Engine:
             with trio.move_on_after(_SWITCHES_SECONDS):
                 await self._switched.wait()
             self._switched = trio.Event()
+            questions = self._followers.take_questions()
             try:
                 await self.read_switches()
+                if questions:
+                    self._tell_others(self._followers.replies(questions))
             except QueenError as error:
+                self._followers.put_back(questions)
                 log.debug("switches not read, will try again", error=error.detail)
 
     async def _run_notifier(self) -> None:

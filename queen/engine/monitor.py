@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import structlog
 import trio
@@ -151,6 +151,15 @@ class Monitor:
             for pops in waiting:
                 found[pops.queue, pops.group] = found.get((pops.queue, pops.group), 0) + pops.pops
         return {pair: pops or 1 for pair, pops in found.items()}
+
+    @property
+    def process_id(self) -> UUID:
+        """Of this worker, as long as it lives."""
+        return self._process_id
+
+    async def live_processes(self) -> list[Process]:
+        """The live workers of all servers, this one too, as they are known now."""
+        return await self._store.metrics.processes(self.live_seconds)
 
     @property
     def live_seconds(self) -> float:

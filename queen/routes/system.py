@@ -127,7 +127,7 @@ async def show_maintenance(context: Context, call: Call) -> Answer:
 
 
 async def switch_maintenance(context: Context, call: Call) -> Answer:
-    """Pushes of every worker go to the spool, from a second after this at the latest, also over restarts."""
+    """Pushes of every worker go to the spool, of those that come after the answer, also over restarts."""
     enabled = decode_body(call.body, _SWITCH, _refuse_switch).enabled
     spooling = context.engine.spooling
     if spooling.spool is None and enabled:
@@ -156,9 +156,9 @@ async def show_pop_maintenance(context: Context, call: Call) -> Answer:
 
 
 async def switch_pop_maintenance(context: Context, call: Call) -> Answer:
-    """Every pop of every worker answers with nothing, from a second after this at the latest, also over restarts."""
+    """Every pop of every worker answers with nothing, of those that come after the answer, also over restarts."""
     enabled = decode_body(call.body, _SWITCH, _refuse_switch).enabled
-    await context.engine.admin.pause_pops(paused=enabled)
+    await context.engine.pause_pops(paused=enabled)
     call.facts["enabled"] = enabled
     message = "Pop maintenance mode enabled" if enabled else "Pop maintenance mode disabled"
     return Answer(200, msgspec.json.encode(PopMaintenance(popMaintenanceMode=enabled, message=message)))
