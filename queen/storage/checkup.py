@@ -12,7 +12,7 @@ import trio_asyncio
 from queen.config.settings import Settings
 from queen.errors import StartupError
 from queen.model.checkup import DatabaseFacts, Setting, Slot, Table, Transaction
-from queen.storage.connect import Connection, open_connection
+from queen.storage.connect import Connection, dial
 from queen.storage.loop import open_asyncio
 from queen.storage.queries import load_migrations
 from queen.storage.translate import CONNECTION_LOST
@@ -38,7 +38,7 @@ async def look_at_database(settings: Settings) -> DatabaseFacts:
     """
 
     async def look() -> DatabaseFacts:
-        connection = await open_connection(settings, application="queen-trio check")
+        connection = await dial(settings, application="queen-trio check")
         try:
             return await _read(connection)
         finally:

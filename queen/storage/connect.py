@@ -44,13 +44,13 @@ class Connection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg ships no 
     backend: Backend | None  # None: behind a pooler it changes
 
 
-async def open_connection(settings: Settings, *, application: str = "queen-trio") -> Connection:
-    """asyncio flavor. Connect with our timeouts; raises what asyncpg raises."""
+async def dial(settings: Settings, *, application: str) -> Connection:
+    """asyncio flavor. Connect with our settings, to whatever answers; raises what asyncpg raises."""
     if settings.database_url is None:
         raise StartupError(
             "no database is configured: set QUEEN_DATABASE_URL or PG_HOST, or start the server with queen-trio run"
         )
-    connection: Connection = await asyncpg.connect(
+    connected: Connection = await asyncpg.connect(
         settings.database_url.reveal(),
         timeout=settings.db_connect_timeout_seconds,
         command_timeout=settings.db_statement_timeout_seconds + _STATEMENT_MARGIN_SECONDS,
@@ -67,6 +67,12 @@ async def open_connection(settings: Settings, *, application: str = "queen-trio"
             "default_transaction_isolation": "read committed",
         },
     )
+    return connected
+
+
+async def open_connection(settings: Settings, *, application: str = "queen-trio") -> Connection:
+    """asyncio flavor. Connect to a primary, and learn who is there; raises what asyncpg raises."""
+    connection = await dial(settings, application=application)
     raw = connection._transport.get_extra_info("socket")
     if raw is not None and raw.family in (socket.AF_INET, socket.AF_INET6):
         raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

@@ -8,6 +8,7 @@ engine/spooling.py; no SQL of PostgreSQL is here.
     <directory>/state           one page of memory that all workers share: is there a backlog, and how much
     <directory>/lock            held (flock) by who writes; the kernel lets go of it when its holder dies
     <directory>/drain           held by the one worker that drains
+    <directory>/reserve         room on a full disk, for what leaves: see _Reserve
 
 The rule that order rests on: the backlog flag is raised, under the lock, before the first entry is committed, and
 lowered, under the lock, only when the last one has left. A push that finds it down has nothing before it here.
@@ -48,6 +49,9 @@ ENTRY_OVERHEAD: Final = 256
 
 CHECKPOINT_BYTES: Final = 1024 * 1024
 """What the file and its log take beyond this is given back to the disk when the spool is empty."""
+
+RESERVE_BYTES: Final = 8 * 1024 * 1024
+"""Of the disk, for removals: SQLite appends them to its log, which grows up to 4 MiB, and the log to the file."""
 
 _SCHEMA: Final = """
 CREATE TABLE entries (
@@ -176,8 +180,22 @@ class _File:
     @property
     def size(self) -> int:
         """Bytes on the disk, the log included."""
+        return self.path.stat().st_size + self.log_size
+
+    @property
+    def log_size(self) -> int:
+        """More than which the file does not grow by, when the log is written into it."""
         log = self.path.with_name(self.path.name + "-wal")
-        return self.path.stat().st_size + (log.stat().st_size if log.exists() else 0)
+        return log.stat().st_size if log.exists() else 0
+
+    def shrink(self) -> None:
+        """Give back to the disk what is not used."""
+        self.sql.executescript("PRAGMA incremental_vacuum")  # execute() would do a first page and stop
+        self.checkpoint()
+
+    def checkpoint(self) -> None:
+        """Write the log into the file, and cut it off."""
+        self.sql.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -203,6 +221,48 @@ class _File:
         os.close(self.lock_fd)
 
 
+class _Reserve:
+    """Room that only removals may use.
+
+    They take room before they give any back. On a disk that this spool itself has filled they could not be written
+    down: what waits would be stored again and again, and never leave. So a file is kept that can be deleted then. Until
+    it is there again nothing is appended. Use it under the lock.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._path = directory / "reserve"
+
+    @property
+    def is_spent(self) -> bool:
+        return not os.path.exists(self._path)
+
+    def spend(self) -> bool:
+        """Give the room to the disk. False: it has it already."""
+        try:
+            self._path.unlink()
+        except FileNotFoundError:
+            return False
+        return True
+
+    @property
+    def free_bytes(self) -> int:
+        """What the disk has beside it."""
+        disk = os.statvfs(self._path.parent)
+        return disk.f_bavail * disk.f_frsize
+
+    def make(self) -> None:
+        """On a small disk half of what is left."""
+        if not self.is_spent:
+            return
+        reserve_fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            os.posix_fallocate(reserve_fd, 0, max(1, min(RESERVE_BYTES, self.free_bytes // 2)))
+        except OSError as error:  # another took the room meanwhile
+            log.warning("the spool has no reserve on its disk", directory=str(self._path.parent), error=error.strerror)
+        finally:
+            os.close(reserve_fd)
+
+
 class Spool:
     """See the module. Open it with :func:`open_spool`. ``max_bytes``: of what waits and what was set aside."""
 
@@ -218,7 +278,9 @@ class Spool:
         self._drain_fd = os.open(directory / "drain", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         self._writer = _File(directory)
         self._drainer = _File(directory)
+        self._reserve = _Reserve(directory)
         with self._writer.locked():
+            self._reserve.make()
             if os.fstat(self._state_fd).st_size < mmap.PAGESIZE:
                 os.ftruncate(self._state_fd, mmap.PAGESIZE)
             self._map = mmap.mmap(self._state_fd, mmap.PAGESIZE)
@@ -274,6 +336,8 @@ class Spool:
         with file.locked():
             if if_backlog and not self.backlog:
                 return [None] * len(requests)
+            if self._reserve.is_spent:
+                raise sqlite3.OperationalError("its disk is full, until what waits has been stored")
             before = self.backlog
             try:
                 with file.transaction():
@@ -428,12 +492,27 @@ class Spool:
                 self._remove_locked(entries, set_aside)
 
     def _remove_locked(self, entries: Sequence[Entry], set_aside: Sequence[tuple[Entry, str]]) -> None:
-        file = self._drainer
-        with file.transaction():
-            for entry, reason in set_aside:
-                _quarantine(file.sql, entry.number, reason)
-            self._delete(file.sql, [(entry.number, entry.messages, entry.size) for entry in entries])
-        self._settle(file)
+        def write() -> None:
+            with self._drainer.transaction():
+                for entry, reason in set_aside:
+                    _quarantine(self._drainer.sql, entry.number, reason)
+                self._delete(self._drainer.sql, [(entry.number, entry.messages, entry.size) for entry in entries])
+
+        self._use_reserve(self._drainer, write)
+        self._settle(self._drainer)
+
+    def _use_reserve(self, file: _File, write: Callable[[], T]) -> T:
+        """Write something by which room is got; once more, with the reserve, if the disk is full. Under the lock."""
+        try:
+            return write()
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF not in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR):
+                raise
+            if not self._reserve.spend():
+                raise
+            log.warning("the disk of the spool is full: it is drained with its reserve", directory=str(self.directory))
+            file.sql.execute("PRAGMA wal_autocheckpoint = 0")  # one that does not fit would take the room, for nothing
+            return write()
 
     @staticmethod
     def _delete(sql: sqlite3.Connection, entries: Sequence[tuple[int, int, int]]) -> None:
@@ -448,11 +527,16 @@ class Spool:
     def _settle(self, file: _File) -> None:
         """After a removal, under the lock: tell the figures, lower the flag when nothing waits, shrink the file."""
         self._publish(file)
-        if not self.figures.pending_entries:
+        is_empty = not self.figures.pending_entries
+        if is_empty:
             self._words[_BACKLOG] = 0
-            if file.size > CHECKPOINT_BYTES:
-                file.sql.executescript("PRAGMA incremental_vacuum")  # execute() would do a first page and stop
-                file.sql.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        if is_empty and (file.size > CHECKPOINT_BYTES or self._reserve.is_spent):
+            self._use_reserve(file, file.shrink)
+        elif self._reserve.is_spent and self._reserve.free_bytes > file.log_size:
+            file.checkpoint()
+        if self._reserve.is_spent and (is_empty or self._reserve.free_bytes > 2 * RESERVE_BYTES):
+            self._reserve.make()
+            file.sql.execute("PRAGMA wal_autocheckpoint = 1000")  # as it is by default
 
     # -- about queues ---------------------------------------------------------------------------------------------
 
@@ -503,13 +587,18 @@ class Spool:
 
     def _take_out(self, numbers: Collection[int], *, again: bool) -> int:
         file = self._writer
+
+        def write() -> int:
+            with file.transaction():
+                messages = sum(_take_out(file.sql, number, again=again) for number in sorted(numbers))
+                if again and messages:
+                    self._words[_BACKLOG] = 1
+            return messages
+
         with file.locked():
             before = self.backlog
             try:
-                with file.transaction():
-                    messages = sum(_take_out(file.sql, number, again=again) for number in sorted(numbers))
-                    if again and messages:
-                        self._words[_BACKLOG] = 1
+                messages = write() if again else self._use_reserve(file, write)
             except BaseException:
                 self._words[_BACKLOG] = int(before)
                 raise

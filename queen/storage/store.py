@@ -43,7 +43,7 @@ from queen.storage.segments import Keyring
 from queen.storage.streams import Streams
 from queen.storage.traces import Traces
 from queen.storage.translate import CONNECTION_LOST
-from queen.storage.warm import warm
+from queen.storage.warm import run_for_nothing, warm
 
 log = structlog.get_logger("queen.storage")
 
@@ -231,7 +231,7 @@ async def open_store(settings: Settings, *, known_buckets: int | None = None) ->
     connections = max(2, settings.db_pool_size // max(1, settings.workers))
     async with (
         open_asyncio(),
-        open_bridge(connect, connections) as bridge,
+        open_bridge(connect, connections, run_for_nothing) as bridge,
         open_bridge(connect, 1) as onlooker,
         trio.open_nursery() as listeners,
     ):

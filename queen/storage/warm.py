@@ -34,12 +34,12 @@ async def warm(bridge: Bridge) -> None:
 
 async def _warm_one(bridge: Bridge) -> None:
     try:
-        await bridge.run(_run_for_nothing, writes=False)
+        await bridge.run(run_for_nothing, writes=False)
     except QueenError as error:  # the requests that come will say so
         log.warning("not warmed up", error=error.detail)
 
 
-async def _run_for_nothing(connection: Connection) -> None:
+async def run_for_nothing(connection: Connection) -> None:
     """asyncio flavor. Each of the functions does something for every element of the arrays that it is given."""
     for sql in STATEMENTS:
         statement = await connection.prepare(sql)

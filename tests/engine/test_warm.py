@@ -8,7 +8,7 @@ from queen.config.settings import Settings
 from queen.storage.bridge import open_bridge
 from queen.storage.connect import Connection, open_connection
 from queen.storage.loop import open_asyncio
-from queen.storage.warm import STATEMENTS, _run_for_nothing, warm
+from queen.storage.warm import STATEMENTS, run_for_nothing, warm
 
 
 @pytest.mark.buckets
@@ -18,7 +18,7 @@ async def test_warming_up_writes_nothing_and_leaves_every_statement_prepared(set
 
     async def written(connection: Connection) -> str | None:
         async with connection.transaction():
-            await _run_for_nothing(connection)
+            await run_for_nothing(connection)
             transaction: str | None = await connection.fetchval("SELECT pg_current_xact_id_if_assigned()::text")
             return transaction
 
