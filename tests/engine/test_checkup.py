@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import asyncpg
 import msgspec
 import pytest
+import trio
 
 from queen.cli import main
+from queen.storage import embedded
 from queen.storage.queries import load_migrations
 from tests.conftest import plain_runner
 
@@ -24,7 +30,9 @@ def _no_other_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def check(capsys: pytest.CaptureFixture[str], url: str) -> tuple[int, dict[str, Any]]:
     capsys.readouterr()  # what making the database has said
     code = main(["check", "--json", "--database-url", url, "--workers", "2"])
-    report: dict[str, Any] = msgspec.json.decode(capsys.readouterr().out)
+    told = capsys.readouterr()
+    assert told.out, told.err
+    report: dict[str, Any] = msgspec.json.decode(told.out)
     return code, {finding["about"]: finding for finding in report["findings"]} | {"fit": report["fit"]}
 
 
@@ -115,3 +123,48 @@ def test_without_a_server_there_is_no_embedded_database_to_look_at(
     assert main(["check", "--data-dir", str(tmp_path / "none")]) == 3
     assert "no PostgreSQL runs on" in capsys.readouterr().err
     assert not (tmp_path / "none").exists()
+
+
+@pytest.fixture
+def standby(tmp_path: Path) -> Iterator[str]:
+    """The URL of a standby that has heard of no primary yet."""
+    tmp_path.chmod(0o755)
+    for above in tmp_path.parents[:2]:
+        above.chmod(0o755)  # as root, PostgreSQL runs as a user that has to pass through
+
+    async def make() -> embedded.Cluster:
+        async with embedded.open_cluster(tmp_path / "data") as cluster:
+            return cluster
+
+    cluster = trio.run(make)
+    cluster.socket_directory.mkdir(exist_ok=True)
+    signal_file = cluster.data / "standby.signal"
+    signal_file.touch()
+    os.chown(signal_file, cluster.identity.uid, cluster.identity.gid)
+    process = subprocess.Popen(
+        [*cluster.command(), "-c", "fsync=off"],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        **cluster.popen_options(),
+    )
+    assert process.stderr is not None
+    try:
+        for line in process.stderr:
+            if b"ready to accept read-only connections" in line:
+                break
+        yield cluster.url
+    finally:
+        process.send_signal(signal.SIGQUIT)
+        process.stderr.read()
+        process.stderr.close()
+        process.wait()
+
+
+def test_a_standby_is_looked_at_and_said_to_be_none_to_serve_from(
+    capsys: pytest.CaptureFixture[str], standby: str
+) -> None:
+    _, findings = check(capsys, standby)
+
+    assert findings["role"]["level"] == "change"
+    assert findings["role"]["found"] == "it takes no writes"
