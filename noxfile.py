@@ -19,7 +19,7 @@ nox.options.reuse_existing_virtualenvs = True  # installs are repeated, environm
 ROOT = Path(__file__).parent
 PYPROJECT = nox.project.load_toml(ROOT / "pyproject.toml")
 SUITES = ("unit", "engine", "http", "serving", "properties", "migrations")  # the quickest first; acceptance comes last
-IN_PARALLEL = ("-n", "2")  # each process has a PostgreSQL of its own; half of a test is waiting
+IN_PARALLEL = ("-n", "2")  # each process has a PostgreSQL of its own, or servers; half of a test is waiting
 CLIENTS = ("0.15.0", "2.6.0")  # the generations of queen-mq that must work unchanged
 
 
@@ -37,7 +37,7 @@ def run_tests(session: nox.Session) -> None:
     suites = [f"tests/{suite}" for suite in SUITES if (ROOT / "tests" / suite).is_dir()]
     session.run("pytest", *IN_PARALLEL, *suites)
     session.run("pytest", *IN_PARALLEL, "tests/http", env={"QUEEN_TEST_FAST_HTTP": "1"})  # past hypercorn and Quart
-    session.run("pytest", "tests/acceptance")  # real processes have the machine to themselves
+    session.run("pytest", *IN_PARALLEL, "tests/acceptance")  # last: real processes, and what is done to them
 
 
 @nox.session
