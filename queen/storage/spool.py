@@ -27,6 +27,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Final, NamedTuple, TypeVar
 
@@ -176,22 +177,40 @@ class _File:
         self.sql.execute("PRAGMA auto_vacuum = INCREMENTAL")  # before the first table; later without effect
         self.sql.execute("PRAGMA journal_mode = WAL")
         self.sql.execute("PRAGMA synchronous = FULL")
+        self.sql.execute("PRAGMA secure_delete = OFF")  # some builds overwrite what is deleted: twice the writing
 
     @property
     def size(self) -> int:
         """Bytes on the disk, the log included."""
-        return self.path.stat().st_size + self.log_size
+        log = self.path.with_name(self.path.name + "-wal")
+        return self.path.stat().st_size + (log.stat().st_size if log.exists() else 0)
 
     @property
-    def log_size(self) -> int:
-        """More than which the file does not grow by, when the log is written into it."""
-        log = self.path.with_name(self.path.name + "-wal")
-        return log.stat().st_size if log.exists() else 0
+    def growth(self) -> int:
+        """Bytes by which the file grows when the log is written into it."""
+        (pages,) = self.sql.execute("PRAGMA page_count").fetchone()
+        (page_bytes,) = self.sql.execute("PRAGMA page_size").fetchone()
+        size: int = pages * page_bytes - self.path.stat().st_blocks * 512  # a checkpoint that failed leaves holes
+        return size
 
     def shrink(self) -> None:
-        """Give back to the disk what is not used."""
-        self.sql.executescript("PRAGMA incremental_vacuum")  # execute() would do a first page and stop
+        """Give back to the disk what is not used.
+
+        In steps that fit into SQLite's cache of pages: what does not fit is written to the log, only to be cut off.
+        """
+        for step in count(1):
+            before = self._count_free_pages()
+            self.sql.executescript("PRAGMA incremental_vacuum(256)")  # execute() would do a first page and stop
+            left = self._count_free_pages()
+            if not 0 < left < before:
+                break
+            if not step % 32:
+                self.checkpoint()
         self.checkpoint()
+
+    def _count_free_pages(self) -> int:
+        pages: int = self.sql.execute("PRAGMA freelist_count").fetchone()[0]
+        return pages
 
     def checkpoint(self) -> None:
         """Write the log into the file, and cut it off."""
@@ -336,6 +355,8 @@ class Spool:
         with file.locked():
             if if_backlog and not self.backlog:
                 return [None] * len(requests)
+            if self._reserve.is_spent and not self.backlog:
+                self._settle(file)  # it did not get that far
             if self._reserve.is_spent:
                 raise sqlite3.OperationalError("its disk is full, until what waits has been stored")
             before = self.backlog
@@ -512,7 +533,13 @@ class Spool:
                 raise
             log.warning("the disk of the spool is full: it is drained with its reserve", directory=str(self.directory))
             file.sql.execute("PRAGMA wal_autocheckpoint = 0")  # one that does not fit would take the room, for nothing
+            self._checkpoint_if_it_fits(file)
             return write()
+
+    def _checkpoint_if_it_fits(self, file: _File) -> None:
+        """While the reserve is spent. Once it has fitted, removals need no more room: the log begins anew each time."""
+        if file.growth <= self._reserve.free_bytes:
+            file.checkpoint()
 
     @staticmethod
     def _delete(sql: sqlite3.Connection, entries: Sequence[tuple[int, int, int]]) -> None:
@@ -530,10 +557,10 @@ class Spool:
         is_empty = not self.figures.pending_entries
         if is_empty:
             self._words[_BACKLOG] = 0
+        if self._reserve.is_spent:
+            self._checkpoint_if_it_fits(file)
         if is_empty and (file.size > CHECKPOINT_BYTES or self._reserve.is_spent):
             self._use_reserve(file, file.shrink)
-        elif self._reserve.is_spent and self._reserve.free_bytes > file.log_size:
-            file.checkpoint()
         if self._reserve.is_spent and (is_empty or self._reserve.free_bytes > 2 * RESERVE_BYTES):
             self._reserve.make()
             file.sql.execute("PRAGMA wal_autocheckpoint = 1000")  # as it is by default

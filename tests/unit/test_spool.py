@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import struct
-from collections.abc import AsyncIterator
+import subprocess
+from collections.abc import AsyncIterator, Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -182,6 +184,57 @@ async def test_a_full_disk_refuses_and_loses_nothing(spool: Spool, other: Spool)
     with pytest.raises(SpoolUnavailable):
         await spool.keep([request(Message(payload=b"x" * 100_000))])
     assert not other.backlog
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A filesystem of one MiB."""
+    where = tmp_path / "disk"
+    where.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(where)]
+    if os.geteuid() or subprocess.run(mount, check=False, capture_output=True).returncode:
+        pytest.skip("only root may mount")
+    yield where
+    subprocess.run(["umount", str(where)], check=True)
+
+
+async def fill(spool: Spool, size: int) -> int:
+    """Keep messages until the disk takes no more. Returns how many it took."""
+    taken = 0
+    try:
+        while True:
+            await spool.keep([request(Message(payload=b'"%s"' % (b"x" * size)))])
+            taken += 1
+    except SpoolUnavailable:
+        return taken
+
+
+async def test_a_disk_that_the_spool_has_filled_is_drained_and_then_takes_more(small_disk: Path) -> None:
+    directory = small_disk / "spool"
+    async with open_spool(directory, 1 << 30, NO_KEY) as spool, open_spool(directory, 1 << 30, NO_KEY) as other:
+        for _ in range(3):
+            taken = await fill(spool, 15_000) + await fill(other, 100)  # the reserve is not for what comes
+            portion = await other.read(1_000, MAX_BYTES)
+            assert len(portion.entries) == taken > 10
+            assert await fill(spool, 10) == 0
+
+            await other.remove(portion.entries)
+
+            assert not spool.backlog
+
+
+async def test_while_the_reserve_is_spent_nothing_is_appended(small_disk: Path) -> None:
+    directory = small_disk / "spool"
+    async with open_spool(directory, 1 << 30, NO_KEY) as spool, open_spool(directory, 1 << 30, NO_KEY) as other:
+        await fill(spool, 15_000)
+        portion = await other.read(1_000, MAX_BYTES)
+
+        await other.remove(portion.entries[:3])
+
+        assert await fill(spool, 10) == 0
+        assert await everything(other) == await everything(spool)
+        await other.remove(portion.entries[3:])
+        assert await fill(spool, 15_000) > 10
 
 
 @pytest.mark.parametrize("flag", [0, 1])
