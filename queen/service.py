@@ -120,7 +120,10 @@ class Service:
                 "companions), or start the server with `queen-trio run`, which brings its own"
             )
         try:
-            async with open_access(self.settings.jwt) as access, open_engine(self.settings) as engine:
+            async with (
+                open_access(self.settings.jwt, self.settings.spool_dir) as access,
+                open_engine(self.settings) as engine,
+            ):
                 self.context = Context(
                     engine,
                     self.settings,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import trio
@@ -58,8 +59,11 @@ def token_of(authorization: str) -> str:
 
 
 @asynccontextmanager
-async def open_access(settings: JwtSettings) -> AsyncIterator[Access | None]:
+async def open_access(settings: JwtSettings, shared: Path | None = None) -> AsyncIterator[Access | None]:
     """The rules that the settings ask for, None for none; keys are fetched in the background while this is open.
+
+    Args:
+        shared: a directory that the workers of this server have in common, to fetch keys once for all of them.
 
     Raises:
         StartupError: a configured key cannot be used.
@@ -74,9 +78,12 @@ async def open_access(settings: JwtSettings) -> AsyncIterator[Access | None]:
         return
     from queen.auth.fetch import fetch_key_set  # here, for what it costs
     from queen.auth.keys import RemoteKeys
+    from queen.auth.shared import SharedFetch
 
     fetch = partial(fetch_key_set, settings.jwks_url.reveal(), settings.jwks_timeout_seconds)
-    keys = RemoteKeys(fetch, settings.jwks_refresh_seconds)
+    keys = RemoteKeys(
+        fetch, settings.jwks_refresh_seconds, forced=None if shared is None else SharedFetch(fetch, shared)
+    )
     access = Access(settings, Tokens(settings, keys))
     async with trio.open_nursery() as refresher:
         refresher.start_soon(keys.run)

@@ -56,10 +56,12 @@ class RemoteKeys:
     Args:
         fetch: gets the set, within a deadline of its own; raises FetchFailed.
         refresh_seconds: a set is fetched again after this time.
+        forced: gets the set when a token asks for it; the same by default.
     """
 
-    def __init__(self, fetch: Fetch, refresh_seconds: float) -> None:
+    def __init__(self, fetch: Fetch, refresh_seconds: float, forced: Fetch | None = None) -> None:
         self._fetch = fetch
+        self._forced = forced or fetch
         self._refresh_seconds = refresh_seconds
         self._current: list[RemoteKey] = []
         self._retired: dict[tuple[str, str], tuple[float, PublicKey]] = {}  # (algorithm, kid) -> until, key
@@ -110,9 +112,10 @@ class RemoteKeys:
 
     async def run(self) -> None:
         """Fetch now, then when the time has come or a token asks for it, until cancelled."""
+        fetch = self._fetch
         while True:
             self._fetching = True
-            refreshed = await self._refresh()
+            refreshed = await self._refresh(fetch)
             self._fetching = False
             self._wanted = trio.Event()
             done, self._done = self._done, trio.Event()
@@ -121,10 +124,11 @@ class RemoteKeys:
                 self._refresh_seconds if refreshed else min(FAILED_PAUSE_SECONDS, self._refresh_seconds)
             ):
                 await self._wanted.wait()
+            fetch = self._forced if self._wanted.is_set() else self._fetch
 
-    async def _refresh(self) -> bool:
+    async def _refresh(self, fetch: Fetch) -> bool:
         try:
-            keys = read_key_set(await self._fetch())
+            keys = read_key_set(await fetch())
         except FetchFailed as failed:
             log.warning("keys not fetched, those that are known stay", reason=str(failed), keys=len(self._current))
             return False
