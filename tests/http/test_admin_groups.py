@@ -258,7 +258,9 @@ async def test_a_changed_subscription_counts_when_the_group_starts_over(http: Ht
     assert await consume(http, "q", "g") == ["early"]
 
 
-@pytest.mark.parametrize("body", [{}, {"subscriptionTimestamp": None}, {"subscriptionTimestamp": 7}])
+@pytest.mark.parametrize(
+    "body", [b"", {}, {"subscriptionTimestamp": None}, {"subscriptionTimestamp": 7}, {"subscriptionTimestamp": ""}]
+)
 async def test_a_subscription_without_a_time_is_refused(http: Http, body: Any) -> None:
     answer = await http.post("/api/v1/consumer-groups/g/subscription", body)
 
@@ -406,7 +408,7 @@ async def test_a_partition_goes_back_before_the_subscription_and_the_others_do_n
     assert sorted(got) == ["a before", "a meanwhile", "b meanwhile"]
 
 
-@pytest.mark.parametrize("body", [{}, {"toEnd": False}, {"toEnd": "yes"}, {"timestamp": None}])
+@pytest.mark.parametrize("body", [b"", {}, {"toEnd": False}, {"toEnd": "yes"}, {"timestamp": None}, {"timestamp": ""}])
 async def test_a_seek_to_nowhere_is_refused(http: Http, body: Any) -> None:
     answer = await http.post("/api/v1/consumer-groups/g/queues/q/seek", body)
 

@@ -62,20 +62,27 @@ _SUBSCRIPTION: Final = msgspec.json.Decoder(SubscriptionBody)
 _SEEK: Final = msgspec.json.Decoder(SeekBody)
 
 
+_NO_SUBSCRIPTION: Final = "Missing subscriptionTimestamp in request body"
+_NO_TARGET: Final = "Must specify either 'toEnd': true or 'timestamp'"
+
+
 def read_subscription(body: bytes) -> datetime:
-    return _time(decode_body(body, _SUBSCRIPTION, _refuse_subscription).at, "subscriptionTimestamp")
+    text = decode_body(body, _SUBSCRIPTION, _refuse_subscription).at if body else ""
+    if not text:
+        raise InvalidRequest(_NO_SUBSCRIPTION)
+    return _time(text, "subscriptionTimestamp")
 
 
 def _refuse_subscription(body: bytes) -> SubscriptionBody:
     body_fields(body)
-    raise InvalidRequest("Missing subscriptionTimestamp in request body")
+    raise InvalidRequest(_NO_SUBSCRIPTION)
 
 
 def read_seek(body: bytes) -> Target:
     """Where to move the group on its queue."""
-    target = _read_target(body)
+    target = _read_target(body) if body else None
     if target is None:
-        raise InvalidRequest("Must specify either 'toEnd': true or 'timestamp'")
+        raise InvalidRequest(_NO_TARGET)
     return target
 
 
@@ -88,7 +95,7 @@ def _read_target(body: bytes) -> Target | None:
     asked = decode_body(body, _SEEK, _read_loose_seek)
     if asked.to_end or asked.timestamp == "now":
         return Target("end")
-    if asked.timestamp is not None:
+    if asked.timestamp:
         return Target("time", at=_time(asked.timestamp, "timestamp"))
     return None if asked.offset is None else Target("offset", offset=asked.offset)
 
