@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import logging
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
+import trio
 from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.config import Config
-from hypercorn.events import Event, Updated
+from hypercorn.events import Closed, Event, Updated
 from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import ASGIFramework, ConnectionState
 
 if TYPE_CHECKING:
     from queen.serving.serve import HowToServe
+
+NEWS_SECONDS: Final = 0.05
+"""For a connection that is to end because it is idle to begin what has come meanwhile."""
 
 
 class LongWay:
@@ -38,18 +42,39 @@ class LongWay:
 
 
 class _Connection(TCPServer):
-    """A connection of hypercorn's that ends when its client has left, not when it has been idle for long enough."""
+    """A connection of hypercorn's that ends when it is over.
 
-    _left = False
+    hypercorn's own waits out the keep-alive after its client has left; answered after it was told to end, it waits for
+    ever; and told to end while it is idle, it drops a request that has come meanwhile.
+    """
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._left = False  # nothing more is received
+        self._reading = trio.CancelScope()
 
     async def _read_data(self) -> None:
-        await super()._read_data()
+        with self._reading:
+            await super()._read_data()
+        if self._reading.cancelled_caught:
+            await self.protocol.handle(Closed())
         self._left = True
         await self.idle_task.stop()
 
     async def protocol_send(self, event: Event) -> None:
-        if not (self._left and isinstance(event, Updated)):  # of what it was at: it would begin to be idle
-            await super().protocol_send(event)
+        if self._left and isinstance(event, Updated):  # of what it was at: it would begin to be idle
+            return
+        await super().protocol_send(event)
+        if isinstance(event, Closed):
+            self._reading.cancel()
+
+    async def _idle_timeout(self) -> None:
+        with trio.move_on_after(self.config.keep_alive_timeout):
+            await self.context.terminated.wait()
+        await trio.sleep(NEWS_SECONDS)  # cancelled when it begins a request
+        with trio.CancelScope(shield=True):
+            await self._initiate_server_close()
+            self._reading.cancel()
 
 
 def server_config(how: HowToServe) -> Config:

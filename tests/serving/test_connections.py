@@ -512,6 +512,24 @@ async def test_a_server_that_was_replaced_answers_on_idle_connections_and_says_t
         await server.stopped.wait()
 
 
+async def test_what_has_come_when_an_idle_connection_is_to_end_is_answered_and_does_not_hold_up_the_end(
+    server: Server,
+) -> None:
+    async with await server.connect() as client:
+        assert await client.is_open()
+        await trio.testing.wait_all_tasks_blocked()  # it knows that it is idle
+
+        server.stop.set()
+        await client.send(request("GET", "/livez"))  # no task of the server has run in between
+        answer = await client.receive()
+
+        assert answer is not None
+        assert answer.status == 200
+        assert await client.receive() is None
+    with trio.fail_after(5):
+        await server.stopped.wait()
+
+
 @pytest.fixture
 def pool() -> Iterator[Pool]:
     with closing(Pool()) as pool:
