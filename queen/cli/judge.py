@@ -223,7 +223,7 @@ def _speed(facts: DatabaseFacts, machine: MachineFacts) -> Iterator[Finding]:
             "advice",
             "max_wal_size",
             _text(facts, "max_wal_size"),
-            "4GB: under load checkpoints come by size, and each makes the next write of every page a whole page of WAL",
+            "4GB: under load checkpoints come by size, and after each the first write of a page is a whole page of WAL",
         )
     else:
         yield Finding("well", "max_wal_size", _text(facts, "max_wal_size"))
@@ -240,9 +240,12 @@ def _speed(facts: DatabaseFacts, machine: MachineFacts) -> Iterator[Finding]:
             f"{facts.checkpoints_requested} for want of room, {facts.checkpoints_timed} in their time",
             "raise max_wal_size until most come in their time",
         )
-    if _text(facts, "wal_compression") == "off":
+    if _text(facts, "wal_compression") in ("on", "pglz"):
         yield Finding(
-            "advice", "wal_compression", "off", "lz4 (or on): whole pages in the WAL become a fraction of their size"
+            "advice",
+            "wal_compression",
+            _text(facts, "wal_compression"),
+            "off, or lz4 or zstd where WAL travels far: pglz takes as much of the rate as it saves of the WAL",
         )
     else:
         yield Finding("well", "wal_compression", _text(facts, "wal_compression"))
@@ -263,8 +266,6 @@ def _speed(facts: DatabaseFacts, machine: MachineFacts) -> Iterator[Finding]:
             "not in use",
             "set vm.nr_hugepages: with so many buffers each connection has a page table of its own, of megabytes",
         )
-    if _text(facts, "jit") == "on":
-        yield Finding("advice", "jit", "on", "off for our role: compiling a short statement costs more than running it")
     if not facts.statements_available:
         yield Finding(
             "advice", "pg_stat_statements", "not installed on the server", "install it to see where time goes"

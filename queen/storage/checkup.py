@@ -20,7 +20,7 @@ from queen.storage.translate import CONNECTION_LOST
 SETTINGS: Final = (
     *("fsync", "full_page_writes", "synchronous_commit", "data_checksums", "zero_damaged_pages"),
     *("ignore_checksum_failure", "ignore_system_indexes", "default_transaction_read_only", "wal_compression"),
-    *("max_wal_size", "checkpoint_timeout", "shared_buffers", "huge_pages_status", "jit", "autovacuum"),
+    *("max_wal_size", "checkpoint_timeout", "shared_buffers", "huge_pages_status", "autovacuum"),
     *("autovacuum_naptime", "autovacuum_freeze_max_age", "track_counts", "max_connections", "TimeZone"),
     *("superuser_reserved_connections", "reserved_connections"),
 )
