@@ -11,7 +11,7 @@ import logging
 import structlog
 
 from queen.app import create_app
-from queen.config.sources import load_settings
+from queen.config.sources import SERIOUS, load_settings
 from queen.observability import logs
 
 settings, notes = load_settings()
@@ -19,6 +19,7 @@ if not structlog.is_configured():
     logs.configure(settings.log_level, logs.resolve_format(settings.log_format))
     logging.getLogger("hypercorn.error").propagate = False  # its command writes these lines itself
 for note in notes:
-    structlog.get_logger("queen.asgi").warning("setting not honoured", reason=note)
+    log = structlog.get_logger("queen.asgi")
+    (log.error if note in SERIOUS else log.warning)("setting not honoured", reason=note)
 
 app = create_app(settings)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from queen.config.settings import MiB, Secret, Settings
-from queen.config.sources import LOG_LEVELS, load_settings
+from queen.config.sources import LOG_LEVELS, SERIOUS, load_settings
 from queen.observability import logs
 from queen.supervisor import DEFAULT_APP, run_supervisor
 
@@ -114,7 +114,7 @@ def settings_from(arguments: argparse.Namespace) -> Settings:
     settings, notes = load_settings(flags=flags_of(arguments))
     logs.configure(settings.log_level, logs.resolve_format(settings.log_format))
     for note in notes:
-        log.warning(note)
+        (log.error if note in SERIOUS else log.warning)(note)
     return settings
 
 

@@ -130,6 +130,9 @@ _USELESS_KEYS: Final = {
     "QUEEN_ENCRYPTION_KEYS": "QUEEN_ENCRYPTION_KEYS is not 64 hexadecimal characters a key: none of them is used",
 }
 
+SERIOUS: Final = frozenset(_USELESS_KEYS.values())
+"""Said of settings that no default can stand in for, and that the server starts without: errors, in the log."""
+
 EVERYWHERE: Final = "0.0.0.0"
 """Where a server listens by itself once who may use it is settled; until then it is loopback."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from functools import partial
@@ -36,6 +37,17 @@ def test_what_cannot_be_understood_is_a_usage_error(arguments: list[str], capsys
 
     assert ended.value.code == 2
     assert capsys.readouterr().err.startswith("usage: queen-trio")
+
+
+def test_a_key_that_is_none_is_an_error_of_the_log() -> None:
+    environment = {"QUEEN_ENCRYPTION_KEY": "abc", "PG_PORT": "five", "LOG_LEVEL": "error", "LOG_FORMAT": "json"}
+    migrate = [sys.executable, "-m", "queen", "migrate", "--database-url", "postgresql://here@127.0.0.1:1/there"]
+
+    said = subprocess.run(migrate, env=environment, capture_output=True, text=True, check=False).stderr.splitlines()
+
+    assert json.loads(said[0])["event"] == "QUEEN_ENCRYPTION_KEY is not 64 hexadecimal characters: encryption is off"
+    assert said[1] == "queen-trio: PostgreSQL cannot be reached at 127.0.0.1 port 1: Connection refused"
+    assert len(said) == 2
 
 
 def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
