@@ -24,6 +24,9 @@ SAMPLE_MOST: Final = 1000
 SAMPLE_LEAST: Final = 8
 """Bounds of what one group gets of it."""
 
+MOST_SLOWEST: Final = 4
+"""Groups of a queue that are equally far behind and looked at for leases; what is leased most among them counts."""
+
 MAX_SKIPPING: Final = 10_000
 """Cursors that skip deleted messages and are looked at by one page; past it the rest is counted as pending."""
 
@@ -215,21 +218,21 @@ class Counts:
         groups: dict[UUID, list[str]] = {}
         for row in await connection.fetch(_GROUPS, queue_ids):
             groups.setdefault(row["queue_id"], []).append(row["name"])
-        slowest: dict[UUID, str] = {}
+        slowest: list[tuple[UUID, str]] = []
         for queue_id, names in groups.items():
             count = counts.get(queue_id)
-            if count is not None:
-                worst = max(names, key=count.ahead)
-                if count.ahead(worst) > 0:
-                    slowest[queue_id] = worst
-        lags = dict(zip(slowest, await self.lags(connection, list(slowest.items())), strict=True))
+            if count is not None and (most := max(map(count.ahead, names))) > 0:
+                slowest += [(queue_id, name) for name in names if count.ahead(name) == most][:MOST_SLOWEST]
+        leased: dict[UUID, int] = {}
+        for (queue_id, _), lag in zip(slowest, await self.lags(connection, slowest), strict=True):
+            leased[queue_id] = max(leased.get(queue_id, 0), lag.processing)
         found = []
         for row in rows:
             queue_id = row["queue_id"]
             count = counts.get(queue_id) or QueueCount(groups={})
             names = groups.get(queue_id, [])
             ahead = max((count.ahead(group) for group in names), default=count.total)
-            processing = lags[queue_id].processing if queue_id in lags else 0
+            processing = leased.get(queue_id, 0)
             found.append(
                 QueueStatus(
                     queue=queue_of(row),

@@ -97,6 +97,21 @@ async def test_the_slowest_group_decides_what_is_pending(http: Http) -> None:
     assert (await ask(http, "resources", "queues", "q"))["totals"] == six(total=3, pending=2, completed=1)
 
 
+@pytest.mark.parametrize("holder", ["a", "b"])
+async def test_of_two_groups_that_are_as_slow_the_one_that_holds_a_lease_says_what_is_processed(
+    http: Http, holder: str
+) -> None:
+    await configure(http, "q")
+    for group in ("a", "b"):
+        assert await pop(http, "q", group) == []
+    await http.push("q", 1, 2, 3)
+    await pop(http, "q", holder, batch=2)
+
+    assert (await ask(http, "resources", "queues", "q"))["totals"] == six(total=3, pending=1, processing=2)
+    (entry,) = (await ask(http, "resources", "queues"))["queues"]
+    assert entry["messages"] == {"total": 3, "pending": 1, "processing": 2}
+
+
 @pytest.mark.parametrize("path", ["resources/queues/x", "resources/queues/x/depth", "status/queues/x"])
 async def test_a_queue_that_is_not_there_is_not_found(http: Http, path: str) -> None:
     answer = await http.get(f"/api/v1/{path}")
