@@ -21,7 +21,7 @@ from queen.engine.batcher import Batcher
 from queen.engine.housekeeping import run_housekeeping
 from queen.engine.monitor import Monitor
 from queen.engine.spooling import PUSH_MAINTENANCE, Spooling
-from queen.engine.switches import Followers
+from queen.engine.switches import REPORT, SWITCHES, Followers
 from queen.engine.turns import Turns
 from queen.engine.wakeups import UNNAMED, Lot, Topic, Wakeups, hint, hints_of
 from queen.errors import (
@@ -110,7 +110,8 @@ _PAUSED_SECONDS: Final = 0.5
 _SWITCHED: Final = hint("switch", "", "")
 
 _FOLLOW_SECONDS: Final = 1.0
-"""Who turns a switch waits so long for the other workers at most; by then they have looked by themselves."""
+"""Who turns a switch waits so long for the other workers at most; by then they have looked by themselves. So does who
+wants to know what they did."""
 
 log = structlog.get_logger("queen.engine")
 
@@ -188,7 +189,9 @@ class Engine:
         store.notifications.on_keys = lambda hints: self._heard(hints)
         store.notifications.on_gap = self._wakeups.tell_all
         self.monitor = Monitor(store, settings, store.activity, self._gauges, self._waiting, self._writes)
-        self._followers = Followers(self.monitor.process_id.hex)
+        self._followers = Followers(self.monitor.process_id.hex, SWITCHES)
+        self._reporters = Followers(self.monitor.process_id.hex, REPORT)
+        self._report = trio.Event()
         self.admin = Admin(store, self.monitor, self._tell_group, self._tell_woken, self._tell_switched)
 
     # -- queues ---------------------------------------------------------------------------------------------------
@@ -583,6 +586,8 @@ class Engine:
         """Another worker tells: one pop a topic looks, and goes on waking while it finds something."""
         if self._followers.heard(hints) or _SWITCHED in hints:
             self._switched.set()
+        if self._reporters.heard(hints):
+            self._report.set()
         self._wakeups.tell(hints, 1)
 
     def _tell_switched(self) -> None:
@@ -617,10 +622,19 @@ class Engine:
     async def _follow_switches(self) -> None:
         """Do as the switches say, and wait until every live worker does."""
         await self.read_switches()
+        await self._ask(self._followers)
+
+    async def refresh(self) -> int:
+        """Write what every live worker did until now, and fold it. Returns how many counted changes were folded."""
+        await self._ask(self._reporters)
+        return await self.admin.refresh()
+
+    async def _ask(self, followers: Followers) -> None:
+        """Have the other live workers do it, and wait until they have."""
         names = {process.process_id.hex for process in await self.monitor.live_processes()}
-        with self._followers.question() as (question, asking):
+        with followers.question() as (question, asking):
             self._tell_others([asking])
-            await self._followers.wait(question, names, _FOLLOW_SECONDS)
+            await followers.wait(question, names, _FOLLOW_SECONDS)
 
     def _storage_is_back(self) -> None:
         """PostgreSQL answers again: switches may have been turned meanwhile, and there may be something to drain."""
@@ -642,6 +656,18 @@ class Engine:
             except QueenError as error:
                 self._followers.put_back(questions)
                 log.debug("switches not read, will try again", error=error.detail)
+
+    async def _run_reports(self) -> None:
+        """Write what this worker did when another one asks."""
+        while True:
+            await self._report.wait()
+            self._report = trio.Event()
+            questions = self._reporters.take_questions()
+            try:
+                await self.monitor.refresh()
+                self._tell_others(self._reporters.replies(questions))
+            except QueenError as error:
+                log.debug("not reported, will do by itself", error=error.detail)
 
     async def _run_notifier(self) -> None:
         while True:
@@ -768,6 +794,7 @@ class Engine:
             tasks.start_soon(self._run_sweep)
             tasks.start_soon(self._run_returns)
             tasks.start_soon(self._run_switches)
+            tasks.start_soon(self._run_reports)
             tasks.start_soon(self.monitor.run)
             tasks.start_soon(run_housekeeping, self.store, self._settings)
             task_status.started()

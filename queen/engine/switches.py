@@ -1,7 +1,8 @@
-"""Who turns a switch of the cluster is answered when every live worker does as it says.
+"""Who turns a switch of the cluster is answered when every live worker does as it says; and so is who wants to know
+what all of them did.
 
-The one that turned it asks the others by a hint, each of them looks at the switches and tells so by another. One that
-does not answer in time will have looked by itself.
+A worker asks the others by a hint, each of them does what is asked and tells so by another. One that does not answer in
+time will do it by itself.
 """
 
 from __future__ import annotations
@@ -13,28 +14,36 @@ from typing import Final
 
 import trio
 
-_ASK: Final = "ask."
-_DONE: Final = "done."
+SWITCHES: Final = "switches"
+"""To look at the switches."""
+
+REPORT: Final = "report"
+"""To write what they did."""
 
 
 class Followers:
-    """What this worker asks of the others, and what they ask of it."""
+    """What this worker asks of the others, and what they ask of it.
 
-    def __init__(self, name: str) -> None:
-        """``name``: of this worker, no dot in it."""
+    Args:
+        name: of this worker, no dot in it.
+        what: is asked, no dot in it either.
+    """
+
+    def __init__(self, name: str, what: str) -> None:
         self._name = name
+        self._ask, self._done = f"ask-{what}.", f"done-{what}."
         self._asked: set[str] = set()
         self._answers: dict[str, set[str]] = {}
         self._answered = trio.Event()
 
     def heard(self, hints: Iterable[str]) -> bool:
-        """Whether somebody asks to look at the switches."""
+        """Whether somebody asks."""
         asked = False
         for hint in hints:
-            if hint.startswith(_ASK):
-                self._asked.add(hint.removeprefix(_ASK))
+            if hint.startswith(self._ask):
+                self._asked.add(hint.removeprefix(self._ask))
                 asked = True
-            elif hint.startswith(_DONE):
+            elif hint.startswith(self._done):
                 _, question, name = hint.split(".", 2)
                 if question in self._answers:
                     self._answers[question].add(name)
@@ -42,17 +51,17 @@ class Followers:
         return asked
 
     def take_questions(self) -> set[str]:
-        """Who asks by now: they are answered by the look that begins after this."""
+        """Who asks by now: they are answered by what begins after this."""
         asked, self._asked = self._asked, set()
         return asked
 
     def put_back(self, questions: set[str]) -> None:
-        """The look came to nothing."""
+        """It came to nothing."""
         self._asked |= questions
 
     def replies(self, questions: Iterable[str]) -> list[str]:
         """Hints that tell them."""
-        return [f"{_DONE}{question}.{self._name}" for question in sorted(questions)]
+        return [f"{self._done}{question}.{self._name}" for question in sorted(questions)]
 
     @contextmanager
     def question(self) -> Iterator[tuple[str, str]]:
@@ -60,7 +69,7 @@ class Followers:
         question = token_hex(6)
         self._answers[question] = set()
         try:
-            yield question, _ASK + question
+            yield question, self._ask + question
         finally:
             del self._answers[question]
 

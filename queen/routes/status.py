@@ -74,7 +74,7 @@ async def show_buffers(context: Context, call: Call) -> Answer:
 
 
 async def refresh(context: Context, call: Call) -> Answer:
-    """The body is not read. Counts are exact without it; what workers did is written and folded now."""
-    folded = await context.engine.admin.refresh()
+    """The body is not read. Counts are exact without it; what all live workers did is written and folded now."""
+    folded = await context.engine.refresh()
     overview, *_ = await context.engine.admin.overview()
     return Answer(200, write_refreshed(folded, msgspec.structs.asdict(overview.six)))

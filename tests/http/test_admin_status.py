@@ -507,6 +507,18 @@ async def test_old_series_are_forgotten(http: Http, sql: Session) -> None:
     assert await sql.fetchval("SELECT count(*) FROM queen.worker_series WHERE span = 15") == 1
 
 
+async def test_a_refresh_writes_what_the_other_workers_did(http: Http, open_broker: OpenBroker) -> None:
+    async with open_broker() as other:
+        monitor = other.engine.monitor
+        await wait_until(lambda: monitor.process_id in {each.process_id for each in monitor.processes})  # it has spoken
+        for pushed in (1, 2, 3):
+            await other.push("q", pushed)
+            await order(http, "POST", "stats", "refresh")
+
+            series = (await ask(http, "analytics", "queue-ops", queue="q"))["series"]
+            assert sum(point["pushMessages"] for point in series) == pushed
+
+
 # -- switches -----------------------------------------------------------------------------------------------------
 
 
