@@ -63,6 +63,10 @@ async def _open_nats(directory: Path, *, synced: bool) -> AsyncIterator[Target]:
     configuration = directory / "nats.conf"
     configuration.write_text(f'listen: "127.0.0.1:{port}"\njetstream: {{{store}}}\n')
     command = [program, "-c", str(configuration)]
+    tested = await trio.run_process([*command, "-t"], capture_stdout=True, capture_stderr=True, check=False)
+    if tested.returncode != 0:  # one from before sync_interval
+        said = (tested.stdout + tested.stderr).decode(errors="replace").strip()
+        raise NotHere(f"this nats-server does not take what is asked of it: {said}")
     async with open_process(command, directory / "nats.log", {}) as process:
         await _wait_listening(port, process, directory / "nats.log")
         yield Target(f"nats://127.0.0.1:{port}", [process.pid])
