@@ -296,7 +296,7 @@ class Admin:
 
     async def groups(self) -> list[GroupStatus]:
         """Every group on every queue, with its lag."""
-        waiting = self._monitor.consumers()
+        waiting = self._monitor.consumers(await self._monitor.live_processes())
         return [
             msgspec.structs.replace(group, members=group.members + waiting.get((group.queue, group.name), 0))
             for group in await self._store.groups.registered()

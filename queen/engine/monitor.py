@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import resource
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
@@ -137,16 +137,16 @@ class Monitor:
             self.recent = {name: (value - self.cluster.get(name, 0)) / seconds for name, value in cluster.items()}
         self.cluster, self._reported_at = cluster, now
 
-    def consumers(self) -> dict[tuple[str, str], int]:
+    def consumers(self, processes: Sequence[Process]) -> dict[tuple[str, str], int]:
         """Pops that wait, by queue and group, at all workers; 1 where somebody came lately and waits no more.
 
         What another worker says is as old as its last report.
         """
         found: dict[tuple[str, str], int] = {}
-        for process in self.processes:
+        for process in processes:
             for queue, group in process.state.popped:
                 found.setdefault((queue, group), 0)
-        others = [p.state.waiting for p in self.processes if p.process_id != self._process_id]
+        others = [process.state.waiting for process in processes if process.process_id != self._process_id]
         for waiting in (self._waiting(), *others):
             for pops in waiting:
                 found[pops.queue, pops.group] = found.get((pops.queue, pops.group), 0) + pops.pops

@@ -273,6 +273,20 @@ async def test_a_subscription_with_a_time_that_is_none_is_refused(http: Http) ->
     assert (answer.status, answer.error) == (400, "subscriptionTimestamp must be an ISO 8601 time")
 
 
+async def test_after_a_refresh_every_worker_knows_who_waits(http: Http, open_broker: OpenBroker) -> None:
+    await configure(http, "q")
+    exchanges = [http.open("GET", "/api/v1/pop/queue/q?consumerGroup=g&wait=true&timeout=60000") for _ in range(3)]
+    async with open_broker() as other, trio.open_nursery() as consumers:
+        for exchange in exchanges:
+            consumers.start_soon(exchange.run)
+        await wait_until(lambda: http.app.service.context.engine.statistics()["parked"] == 3)
+        await order(http, "POST", "stats", "refresh")
+
+        (group,) = await other.engine.admin.groups()
+        assert (group.name, group.members) == ("g", 3)
+        consumers.cancel_scope.cancel()
+
+
 # -- seek ---------------------------------------------------------------------------------------------------------
 
 
