@@ -6,19 +6,22 @@ not answer.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Final
+from typing import Final, TypeVar
 
 import structlog
 import trio
 
 from queen.errors import QueenError
-from queen.model.metrics import Window
+from queen.model.metrics import QueuePoint, Window, WorkerPoint
 from queen.routes.call import Answer, Call, Context
 from queen.routes.wire.metrics import PROMETHEUS, ServerMetrics, StoredMetrics, write_metrics, write_prometheus
 
 SCRAPE_SECONDS: Final = 2.0
 """How long a scrape waits for storage; Prometheus gives up after ten."""
+
+Point = TypeVar("Point", QueuePoint, WorkerPoint)
 
 log = structlog.get_logger("queen.http")
 
@@ -57,15 +60,25 @@ async def _stored(context: Context) -> StoredMetrics:
     admin = context.engine.admin
     now = datetime.now(UTC)
     minute = now.replace(second=0, microsecond=0) - timedelta(minutes=1)
-    window = Window(minute, minute, 1)
+    window = Window(minute, now, 1)
     letters = await admin.dead_letters_by_queue()
     return StoredMetrics(
-        at=minute,
         now=now,
         cluster=await admin.cluster(),
-        queues=await admin.series(window, None),
-        workers=await admin.workers(window),
+        queues=_of_a_minute(minute, await admin.series(window, None), lambda point: point.queue),
+        workers=_of_a_minute(
+            minute, await admin.workers(window), lambda point: (point.hostname, point.worker_id, point.pid)
+        ),
         dead_letters=letters,
         dead_letter_total=sum(letters.values()),
         pops_paused=context.engine.pops_paused,
     )
+
+
+def _of_a_minute(minute: datetime, points: Sequence[Point], whose: Callable[[Point], object]) -> list[Point]:
+    """One point of each: of that minute, or else of the one that has begun, for who did nothing before it."""
+    found: dict[object, Point] = {}
+    for point in points:
+        if point.at == minute or whose(point) not in found:
+            found[whose(point)] = point
+    return list(found.values())

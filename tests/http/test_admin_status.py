@@ -377,6 +377,7 @@ async def test_prometheus_gets_text_that_it_can_read(http: Http) -> None:
     assert 'queen_cluster_push_messages_total{scope="cluster"} 1' in lines
     assert 'queen_dlq_depth_by_queue{queue="a\\"b\\\\c\\nd"} 1' in lines
     assert 'queen_dlq_depth{scope="cluster"} 1' in lines
+    assert 'queen_queue_push_messages_per_minute{queue="a\\"b\\\\c\\nd"} 1' in lines  # of the minute that has begun
     assert "queen_file_buffer_db_healthy 1" in lines
 
 

@@ -145,9 +145,9 @@ def _escaped(text: str) -> str:
 
 
 class StoredMetrics(msgspec.Struct, frozen=True, kw_only=True):
-    """What the scrape asks storage for. Rates are of one minute, the last whole one."""
+    """What the scrape asks storage for. Rates are of one minute: the last whole one, or, of what did nothing in it, the
+    one that has begun."""
 
-    at: datetime  # the beginning of that minute
     now: datetime
     cluster: Mapping[str, int]  # as it is in storage now: workers remember it at different times, and a scrape that
     # went from one to another would see a counter go back, which Prometheus takes for a restart and counts twice
@@ -379,11 +379,13 @@ def _write_queues(text: Exposition, stored: StoredMetrics, processes: Sequence[P
         "Pops that wait on a queue",
         *(({"queue": queue}, pops) for queue, pops in sorted(waiting.items())),
     )
-    age_seconds = (stored.now - stored.at).total_seconds() - 60
     text.gauge(
         "queen_queue_metrics_age_seconds",
         "Since the end of the minute that the rates are of",
-        *((labels, age_seconds) for labels, _ in points),
+        *(
+            ({"queue": point.queue or ""}, max(0.0, (stored.now - point.at).total_seconds() - 60))
+            for point in stored.queues
+        ),
     )
 
 
