@@ -174,10 +174,15 @@ class _File:
         self.path = directory / "spool.sqlite3"
         self.lock_fd = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         self.sql = sqlite3.connect(self.path, timeout=10, isolation_level=None, check_same_thread=False)
-        self.sql.execute("PRAGMA auto_vacuum = INCREMENTAL")  # before the first table; later without effect
-        self.sql.execute("PRAGMA journal_mode = WAL")
-        self.sql.execute("PRAGMA synchronous = FULL")
-        self.sql.execute("PRAGMA secure_delete = OFF")  # some builds overwrite what is deleted: twice the writing
+        try:
+            self.sql.execute("PRAGMA auto_vacuum = INCREMENTAL")  # before the first table; later without effect
+            self.sql.execute("PRAGMA journal_mode = WAL")
+            self.sql.execute("PRAGMA synchronous = FULL")
+            self.sql.execute("PRAGMA secure_delete = OFF")  # some builds overwrite what is deleted: twice the writing
+            self._count_free_pages()  # recovers it after a crash
+        except BaseException:
+            self.close()
+            raise
 
     @property
     def size(self) -> int:
@@ -270,12 +275,13 @@ class _Reserve:
         return disk.f_bavail * disk.f_frsize
 
     def make(self) -> None:
-        """On a small disk half of what is left."""
-        if not self.is_spent:
-            return
+        """Or make it larger, if it had to be small. On a small disk half of what is left."""
         reserve_fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            os.posix_fallocate(reserve_fd, 0, max(1, min(RESERVE_BYTES, self.free_bytes // 2)))
+            there = os.fstat(reserve_fd).st_size
+            wanted = min(RESERVE_BYTES, (self.free_bytes + there) // 2)
+            if wanted > there:
+                os.posix_fallocate(reserve_fd, 0, wanted)
         except OSError as error:  # another took the room meanwhile
             log.warning("the spool has no reserve on its disk", directory=str(self._path.parent), error=error.strerror)
         finally:
@@ -295,19 +301,31 @@ class Spool:
         _make_directory(directory)
         self._state_fd = os.open(directory / "state", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         self._drain_fd = os.open(directory / "drain", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        self._writer = _File(directory)
-        self._drainer = _File(directory)
         self._reserve = _Reserve(directory)
+        self._writer = self._open_file()
+        self._drainer = self._open_file()
         with self._writer.locked():
-            self._reserve.make()
             if os.fstat(self._state_fd).st_size < mmap.PAGESIZE:
-                os.ftruncate(self._state_fd, mmap.PAGESIZE)
+                os.posix_fallocate(self._state_fd, 0, mmap.PAGESIZE)  # a hole would be SIGBUS on a full disk
             self._map = mmap.mmap(self._state_fd, mmap.PAGESIZE)
             self._words = memoryview(self._map).cast("Q")
             self._create()
             self._publish(self._writer)
             self._words[_BACKLOG] = int(self.figures.pending_entries > 0)
+            if not self.backlog or (self._reserve.is_spent and self._reserve.free_bytes > 2 * RESERVE_BYTES):
+                self._reserve.make()
         _sync_directory(directory)
+
+    def _open_file(self) -> _File:
+        """After a crash SQLite wants room for what it shares between processes, before anything can be drained."""
+        try:
+            return _File(self.directory)
+        except sqlite3.OperationalError as error:
+            if not _is_full(error):
+                raise
+            self._reserve.spend()
+            log.warning("the disk of the spool is full: it is opened with its reserve", directory=str(self.directory))
+            return _File(self.directory)
 
     # -- without waiting ------------------------------------------------------------------------------------------
 
@@ -527,9 +545,7 @@ class Spool:
         try:
             return write()
         except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode & 0xFF not in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR):
-                raise
-            if not self._reserve.spend():
+            if not _is_full(error) or not self._reserve.spend():
                 raise
             log.warning("the disk of the spool is full: it is drained with its reserve", directory=str(self.directory))
             file.sql.execute("PRAGMA wal_autocheckpoint = 0")  # one that does not fit would take the room, for nothing
@@ -699,6 +715,10 @@ class Spool:
         self._map.close()
         os.close(self._state_fd)
         os.close(self._drain_fd)
+
+
+def _is_full(error: sqlite3.OperationalError) -> bool:
+    return error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR)
 
 
 def _quarantine(sql: sqlite3.Connection, number: int, reason: str) -> None:

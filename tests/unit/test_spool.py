@@ -6,6 +6,7 @@ import os
 import sqlite3
 import struct
 import subprocess
+import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -221,6 +222,36 @@ async def test_a_disk_that_the_spool_has_filled_is_drained_and_then_takes_more(s
             await other.remove(portion.entries)
 
             assert not spool.backlog
+
+
+FILL_AND_DIE = """
+import os, sys, trio
+from pathlib import Path
+from tests.unit.test_spool import NO_KEY, fill, open_spool
+
+async def main():
+    async with open_spool(Path(sys.argv[1]), 1 << 30, NO_KEY) as spool:
+        print(await fill(spool, 15_000) + await fill(spool, 100), flush=True)
+        os.kill(os.getpid(), 9)
+
+trio.run(main)
+"""
+
+
+async def test_after_a_crash_a_spool_on_a_full_disk_is_opened_and_drained(small_disk: Path) -> None:
+    directory = small_disk / "spool"
+    died = await trio.run_process(
+        [sys.executable, "-c", FILL_AND_DIE, str(directory)], capture_stdout=True, check=False
+    )
+    taken = int(died.stdout.split()[-1])
+    (directory / "spool.sqlite3-shm").unlink()  # as if the machine had died too
+    (small_disk / "other").write_bytes(bytes(32 * 1024))  # who takes the last room
+
+    async with open_spool(directory, 1 << 30, NO_KEY) as spool:
+        portion = await spool.read(1_000, MAX_BYTES)
+        assert len(portion.entries) == taken > 10
+        await spool.remove(portion.entries)
+        assert await fill(spool, 15_000) > 10
 
 
 async def test_while_the_reserve_is_spent_nothing_is_appended(small_disk: Path) -> None:
