@@ -58,8 +58,12 @@ def bars(summary: list[Mapping[str, object]], workers: int) -> list[Bar]:
 def _bar(goal: Goal, value: float) -> Bar:
     share = goal.goal / value if goal.least and value else value / goal.goal
     floor = None if goal.floor is None else goal.floor / goal.goal
-    text = f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
-    return Bar(f"{goal.cell}: {goal.verb}", share, floor, f"{text} {FIGURES.get(goal.field, goal.field)}")
+    figure = FIGURES.get(goal.field, goal.field)
+    return Bar(f"{goal.cell}: {goal.verb}", share, floor, f"{_number(value)} {figure}")
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def goals_table(summary: list[Mapping[str, object]], workers: int) -> str:
@@ -78,7 +82,9 @@ def goals_table(summary: list[Mapping[str, object]], workers: int) -> str:
                 verdict = "below the floor"
             floor = "" if goal.floor is None else f"{goal.floor:,.0f}"
             sign = "≤ " if goal.least else ""
-            lines.append(f"| {goal.cell} | {goal.verb} | {bar.value} | {floor} | {sign}{goal.goal:,.6g} | {verdict} |")
+            lines.append(
+                f"| {goal.cell} | {goal.verb} | {bar.value} | {floor} | {sign}{_number(goal.goal)} | {verdict} |"
+            )
     return "\n".join(lines)
 
 
