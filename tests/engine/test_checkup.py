@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 import subprocess
+import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +18,6 @@ import msgspec
 import pytest
 import trio
 
-from queen.cli import main
 from queen.storage import embedded
 from queen.storage.queries import load_migrations
 from tests.conftest import plain_runner
@@ -28,17 +30,21 @@ def _no_other_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("FILE_BUFFER_DIR", str(tmp_path / "spool"))
 
 
-def check(capsys: pytest.CaptureFixture[str], url: str) -> tuple[int, dict[str, Any]]:
-    capsys.readouterr()  # what making the database has said
-    code = main(["check", "--json", "--database-url", url, "--workers", "2"])
-    told = capsys.readouterr()
-    assert told.out, told.err
-    report: dict[str, Any] = msgspec.json.decode(told.out)
-    return code, {finding["about"]: finding for finding in report["findings"]} | {"fit": report["fit"]}
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """The command in a process of its own: it sets up logging, once for all."""
+    command = [sys.executable, "-m", "queen", "check", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
-def test_a_database_that_forgets_is_not_fit(capsys: pytest.CaptureFixture[str], database_url: str) -> None:
-    code, findings = check(capsys, database_url)
+def check(url: str) -> tuple[int, dict[str, Any]]:
+    told = run("--json", "--database-url", url, "--workers", "2")
+    assert told.stdout, told.stderr
+    report: dict[str, Any] = msgspec.json.decode(told.stdout)
+    return told.returncode, {finding["about"]: finding for finding in report["findings"]} | {"fit": report["fit"]}
+
+
+def test_a_database_that_forgets_is_not_fit(database_url: str) -> None:
+    code, findings = check(database_url)
 
     assert code == 1
     assert findings["fit"] is False
@@ -56,23 +62,18 @@ def test_a_database_that_forgets_is_not_fit(capsys: pytest.CaptureFixture[str], 
     assert findings["autovacuum"]["level"] == "change"
 
 
-def test_a_database_that_is_new_to_us_is_looked_at_and_left_as_it_is(
-    capsys: pytest.CaptureFixture[str], empty_database_url: str
-) -> None:
-    _, findings = check(capsys, empty_database_url)
+def test_a_database_that_is_new_to_us_is_looked_at_and_left_as_it_is(empty_database_url: str) -> None:
+    _, findings = check(empty_database_url)
 
     assert findings["schema"]["found"] == "not there yet; the first start makes it"
-    assert check(capsys, empty_database_url)[1]["schema"] == findings["schema"]
+    assert check(empty_database_url)[1]["schema"] == findings["schema"]
 
 
-def test_in_lines_the_gravest_stands_first_and_a_sum_last(
-    capsys: pytest.CaptureFixture[str], database_url: str
-) -> None:
-    capsys.readouterr()
-    code = main(["check", "--database-url", database_url])
+def test_in_lines_the_gravest_stands_first_and_a_sum_last(database_url: str) -> None:
+    told = run("--database-url", database_url)
 
-    lines = capsys.readouterr().out.splitlines()
-    assert code == 1
+    lines = told.stdout.splitlines()
+    assert told.returncode == 1
     assert lines[1].startswith("danger  fsync: off -> set it to on: ")
     assert lines[-1].startswith("2 danger, ")
 
@@ -89,15 +90,13 @@ def execute(url: str, *statements: str) -> None:
         runner.run(work())
 
 
-def test_an_unlogged_table_is_found(capsys: pytest.CaptureFixture[str], database_url: str) -> None:
+def test_an_unlogged_table_is_found(database_url: str) -> None:
     execute(database_url, "ALTER TABLE queen.traces SET UNLOGGED")
 
-    assert check(capsys, database_url)[1]["tables"]["found"] == "unlogged: traces"
+    assert check(database_url)[1]["tables"]["found"] == "unlogged: traces"
 
 
-def test_a_role_that_may_see_little_is_told_what_is_not_seen(
-    capsys: pytest.CaptureFixture[str], database_url: str
-) -> None:
+def test_a_role_that_may_see_little_is_told_what_is_not_seen(database_url: str) -> None:
     execute(
         database_url,
         "CREATE ROLE modest LOGIN CONNECTION LIMIT 4",
@@ -105,7 +104,7 @@ def test_a_role_that_may_see_little_is_told_what_is_not_seen(
         "GRANT SELECT ON ALL TABLES IN SCHEMA queen TO modest",
     )
     try:
-        _, findings = check(capsys, database_url.replace("//queen@", "//modest@"))
+        _, findings = check(database_url.replace("//queen@", "//modest@"))
     finally:
         execute(database_url, "DROP OWNED BY modest", "DROP ROLE modest")
 
@@ -114,28 +113,38 @@ def test_a_role_that_may_see_little_is_told_what_is_not_seen(
     assert "grant pg_read_all_stats" in findings["long transactions"]["found"]
 
 
-def test_a_database_that_cannot_be_reached_is_said_so(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["check", "--database-url", "postgresql://nobody@127.0.0.1:1/none"]) == 3
-    assert "PostgreSQL cannot be reached" in capsys.readouterr().err
+def test_a_database_that_cannot_be_reached_is_said_so() -> None:
+    told = run("--database-url", "postgresql://nobody@127.0.0.1:1/none")
+
+    assert told.returncode == 3
+    assert "PostgreSQL cannot be reached" in told.stderr
 
 
-def test_without_a_server_there_is_no_embedded_database_to_look_at(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    assert main(["check", "--data-dir", str(tmp_path / "none")]) == 3
-    assert "no PostgreSQL runs on" in capsys.readouterr().err
+def test_without_a_server_there_is_no_embedded_database_to_look_at(tmp_path: Path) -> None:
+    told = run("--data-dir", str(tmp_path / "none"))
+
+    assert told.returncode == 3
+    assert "no PostgreSQL runs on" in told.stderr
     assert not (tmp_path / "none").exists()
 
 
 @pytest.fixture
-def standby(tmp_path: Path) -> Iterator[str]:
+def home() -> Iterator[Path]:
+    """Not tmp_path: as root, PostgreSQL runs as a user that has to pass through."""
+    home = Path(tempfile.mkdtemp(prefix="queen-standby-"))
+    home.chmod(0o755)
+    try:
+        yield home
+    finally:
+        shutil.rmtree(home)
+
+
+@pytest.fixture
+def standby(home: Path) -> Iterator[str]:
     """The URL of a standby that has heard of no primary yet."""
-    tmp_path.chmod(0o755)
-    for above in tmp_path.parents[:2]:
-        above.chmod(0o755)  # as root, PostgreSQL runs as a user that has to pass through
 
     async def make() -> embedded.Cluster:
-        async with embedded.open_cluster(tmp_path / "data") as cluster:
+        async with embedded.open_cluster(home / "data") as cluster:
             return cluster
 
     cluster = trio.run(make)
@@ -163,10 +172,8 @@ def standby(tmp_path: Path) -> Iterator[str]:
         process.wait()
 
 
-def test_a_standby_is_looked_at_and_said_to_be_none_to_serve_from(
-    capsys: pytest.CaptureFixture[str], standby: str
-) -> None:
-    _, findings = check(capsys, standby)
+def test_a_standby_is_looked_at_and_said_to_be_none_to_serve_from(standby: str) -> None:
+    _, findings = check(standby)
 
     assert findings["role"]["level"] == "change"
     assert findings["role"]["found"] == "it takes no writes"

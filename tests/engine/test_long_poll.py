@@ -443,20 +443,22 @@ async def test_a_cancelled_waiting_pop_owns_nothing(broker: Broker, auto_ack: bo
 async def test_a_cancelled_pop_passes_its_wake_up_on(broker: Broker) -> None:
     await broker.configure("q")
 
-    async def consume_until(scope: trio.CancelScope, owned: list[LeasedBatch]) -> None:
+    async def consume_until(scope: trio.CancelScope, owned: list[LeasedBatch], gone: trio.Event) -> None:
         with scope:
             await consume(broker, owned)
+        gone.set()
 
     for delay in DELAYS:
         owned: list[LeasedBatch] = []
-        impatience = trio.CancelScope()
+        impatience, gone = trio.CancelScope(), trio.Event()
         async with trio.open_nursery() as consumer:
-            consumer.start_soon(consume_until, impatience, owned)  # parks first, so it is woken first
+            consumer.start_soon(consume_until, impatience, owned, gone)  # parks first, so it is woken first
             await broker.wait_parked(1)
             async with waiting(broker, "q", auto_ack=True) as taken:
                 await broker.push("q", delay)
                 await trio.sleep(delay)
                 impatience.cancel()
+                await gone.wait()  # it may have been served at this moment
                 if owned:
                     await owned[0].give_back()
         assert taken[0].data == [delay]

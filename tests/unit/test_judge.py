@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -214,19 +215,17 @@ def test_a_directory_that_is_still_to_be_made_is_judged_by_what_is_above_it(tmp_
     assert 0 < place.free_bytes <= place.all_bytes
 
 
-def test_a_directory_that_everybody_may_write_is_seen_where_everybody_gets_to_it(tmp_path: Path) -> None:
-    inner = tmp_path / "inner"
-    inner.mkdir()
-    inner.chmod(0o777)
-    for above in (tmp_path, *tmp_path.parents[:2]):
-        if above.owner() == inner.owner() and above != Path("/tmp"):
-            above.chmod(0o755)
+def test_a_directory_that_everybody_may_write_is_seen_where_everybody_gets_to_it() -> None:
+    with tempfile.TemporaryDirectory() as above:  # what lies above tmp_path is closed
+        inner = Path(above, "inner")
+        inner.mkdir()
+        inner.chmod(0o777)
+        Path(above).chmod(0o755)
+        open_place = look_at_place("data directory", inner)
+        Path(above).chmod(0o700)
+        place = look_at_place("data directory", inner)
 
-    place = look_at_place("data directory", inner)
-    assert place is not None
-    assert place.open_to == "everybody may write there"
-
-    tmp_path.chmod(0o700)
-    place = look_at_place("data directory", inner)
+    assert open_place is not None
+    assert open_place.open_to == "everybody may write there"
     assert place is not None
     assert place.open_to == ""
