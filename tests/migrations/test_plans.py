@@ -106,6 +106,11 @@ async def push_to_one_partition(broker: Broker, _: int) -> None:
 
 
 @verb(limit=30)
+async def push_that_makes_its_queue(broker: Broker, number: int) -> None:
+    await broker.push(f"new {number}", 1)
+
+
+@verb(limit=30)
 async def push_new_and_repeated_uuid7_ids(broker: Broker, number: int) -> None:
     ids = uuid7_texts(100)
     partition = f"uuid7 {number}"
@@ -378,8 +383,8 @@ async def _counters(sql: Session) -> dict[str, int]:
     return {row["name"]: row["rows"] for row in rows}
 
 
-async def _fill(sql: Session, queue: Queue, query_id: UUID) -> None:
-    names = [f"around {at}" for at in range(AROUND)]
+async def _fill(sql: Session, queue: Queue, query_id: UUID, around: int = AROUND) -> None:
+    names = [f"around {at}" for at in range(around)]
     ids: list[UUID] = [partition_id_of(queue.queue_id, name) for name in names]
     await sql.execute(FILL, queue.queue_id, ids, names)
     await sql.execute(FILL_STREAM, query_id, ids, partition_id_of(queue.queue_id, "windows"))
@@ -417,3 +422,24 @@ async def test_no_verb_reads_what_does_not_concern_it(open_broker: OpenBroker, s
                 excesses[name] = excess
 
     assert excesses == {}
+
+
+async def test_a_queue_is_made_beside_many_cursors_with_plans_for_a_few(open_broker: OpenBroker, sql: Session) -> None:
+    """Once this looked through all cursors of the bucket for each of them: 30 s among 5,000."""
+    async with open_broker(db_pool_size=2, stats_interval_seconds=3600) as broker:
+        queue = await broker.configure("q")
+        assert not await broker.pop("q", group="idle")
+        await sql.execute("ANALYZE")
+        for number in range(4):  # on all connections
+            await broker.push(f"before {number}", 1)
+        await _flush(broker)
+        await _fill(sql, queue, await _stream(broker), 2000)
+        before = await _counters(sql)
+
+        await broker.push("after", 1)
+
+        await _flush(broker)
+        after = await _counters(sql)
+    assert {
+        name: after[name] - before[name] for name in after if "cursors" in name and after[name] - before[name] > 30
+    } == {}
