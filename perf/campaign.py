@@ -38,6 +38,7 @@ from perf.wire import Connection, Disconnected, get, post
 
 QUEUE = "campaign"
 GROUP = "ledger"
+READY = b'worker ready"'  # in the log: of one that serves, and of a spare
 RETRY_SECONDS = 0.05
 EXCHANGE_SECONDS = 30.0  # a slot's backlog waits for its next worker: slower than this is a finding
 START_SECONDS = 60.0
@@ -396,7 +397,7 @@ class Victim:
 
     async def start(self) -> None:
         command = [sys.executable, "-m", "queen", "run", *self.where, "--port", str(self.port)]
-        self._ready_wanted = self._log_count(b'"worker ready"') + self._options.workers
+        self._ready_wanted = self._log_count(READY) + self._options.workers
         listening_before = self._log_count(b" listening on http")
         with self.log.open("ab") as output:
             self._process = await self._nursery.start(
@@ -426,7 +427,7 @@ class Victim:
 
     async def wait_whole(self) -> None:
         """Until all workers serve. Killing those that only boot would tell how fast this machine boots, no more."""
-        while self._log_count(b'"worker ready"') < self._ready_wanted:  # noqa: ASYNC110  # another process's log
+        while self._log_count(READY) < self._ready_wanted:  # noqa: ASYNC110  # another process's log
             await trio.sleep(0.05)
 
     async def _end(self, process: trio.Process) -> None:
@@ -443,8 +444,8 @@ class Victim:
 
     async def kill_worker(self) -> None:
         if workers := self._named("queen.worker"):  # none for a moment after a kill before
+            self._ready_wanted = self._log_count(READY) + 1
             os.kill(random.choice(workers), signal.SIGKILL)
-            self._ready_wanted += 1
             self._ledger.counts["workers killed"] += 1
 
     async def restart_postgres(self) -> None:
