@@ -97,6 +97,27 @@ async def _parked(url: str, queue: str) -> int:
         connection.close()
 
 
+def idle_queues(count: int, like: str, prefix: str, group: str) -> Sequence[str]:
+    """Statements that make queues as they are when what was pushed is consumed and gone: with the options of one that
+    is there, a partition each, and a group with its cursor. Bucket 0 is all there is."""
+    ours = f"q.name ~ '^{prefix}[0-9]+$'"
+    return (
+        "INSERT INTO queen.queues SELECT (jsonb_populate_record(q, jsonb_build_object('queue_id', gen_random_uuid(),"
+        f" 'name', '{prefix}' || n))).* FROM queen.queues q CROSS JOIN generate_series(1, {count}) n"
+        f" WHERE q.name = '{like}'",
+        f"INSERT INTO queen.queue_buckets SELECT 0, q.queue_id FROM queen.queues q WHERE {ours}",
+        "INSERT INTO queen.consumer_groups (queue_id, name, mode, created_at)"
+        f" SELECT q.queue_id, '{group}', 'all', q.created_at FROM queen.queues q WHERE {ours}",
+        "INSERT INTO queen.partitions (bucket, partition_id, queue_id, name, next_offset, first_offset, created_at)"
+        f" SELECT 0, gen_random_uuid(), q.queue_id, 'Default', 1, 1, q.created_at FROM queen.queues q WHERE {ours}",
+        "INSERT INTO queen.cursors (bucket, partition_id, group_name, queue_id, committed)"
+        f" SELECT 0, p.partition_id, '{group}', p.queue_id, 1 FROM queen.partitions p"
+        f" JOIN queen.queues q ON q.queue_id = p.queue_id WHERE {ours}",
+        "INSERT INTO queen.counts (bucket, queue_id, group_name, stored, removed, erased, partitions, consumed,"
+        f" dead_letters) SELECT 0, q.queue_id, '', 1, 1, 0, 1, 0, 0 FROM queen.queues q WHERE {ours}",
+    )
+
+
 async def register(url: str, queue: str, groups: Sequence[str | None]) -> None:
     """Have consumer groups known on a queue, by a pop of one message; None: without a group."""
     connection = await Connection.open(url)

@@ -33,24 +33,6 @@ QUEUE: Final = "crowd"
 GROUP: Final = "readers"
 SETTLE_SECONDS: Final = 15.0  # more than an interval of the statistics
 
-FILL: Final = (
-    "INSERT INTO queen.queues SELECT (jsonb_populate_record(q, jsonb_build_object('queue_id', gen_random_uuid(),"
-    " 'name', 'idle ' || n))).* FROM queen.queues q CROSS JOIN generate_series(1, {count}) n WHERE q.name = '{queue}'",
-    "INSERT INTO queen.queue_buckets SELECT 0, queue_id FROM queen.queues WHERE name LIKE 'idle %'",
-    "INSERT INTO queen.consumer_groups (queue_id, name, mode, created_at) SELECT queue_id, '{group}', 'all', created_at"
-    " FROM queen.queues WHERE name LIKE 'idle %'",
-    "INSERT INTO queen.partitions (bucket, partition_id, queue_id, name, next_offset, first_offset, created_at)"
-    " SELECT 0, gen_random_uuid(), queue_id, 'Default', 1, 1, created_at FROM queen.queues WHERE name LIKE 'idle %'",
-    "INSERT INTO queen.cursors (bucket, partition_id, group_name, queue_id, committed)"
-    " SELECT 0, p.partition_id, '{group}', p.queue_id, 1 FROM queen.partitions p JOIN queen.queues q USING (queue_id)"
-    " WHERE q.name LIKE 'idle %'",
-    "INSERT INTO queen.counts (bucket, queue_id, group_name, stored, removed, erased, partitions, consumed,"
-    " dead_letters) SELECT 0, queue_id, '', 1, 1, 0, 1, 0, 0 FROM queen.queues WHERE name LIKE 'idle %'",
-    "VACUUM ANALYZE",
-    "CHECKPOINT",
-)
-"""Queues that have been used and are empty."""
-
 
 class Page(msgspec.Struct):
     """A path, and how long its answers took, in milliseconds, in order."""
@@ -67,8 +49,8 @@ async def fill(server: Server, partitions: int, queues: int) -> dict[str, str]:
         check_pushed(await load.push_messages(server.url, bodies, batch=10, connections=1, messages=1000))
         await crowds.register(server.url, QUEUE, [GROUP])
         await crowds.add_partitions(server.database, QUEUE, partitions)
-        for statement in FILL:
-            await server.database.psql(statement.format(count=queues, queue=QUEUE, group=GROUP))
+        for statement in (*crowds.idle_queues(queues, QUEUE, "idle ", GROUP), "VACUUM ANALYZE", "CHECKPOINT"):
+            await server.database.psql(statement)
         await connection.exchange(get(server.url, f"/api/v1/pop/queue/{QUEUE}?consumerGroup={GROUP}"))
         message = json.loads(connection.body())["messages"][0]
         ack = {

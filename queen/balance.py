@@ -17,7 +17,7 @@ import mmap
 import os
 import socket
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Final
 
 import trio
@@ -105,13 +105,8 @@ class Pool:
         """Have the workers serve what waits to be accepted there, if any serves; returns how many that were."""
         given = 0
         listener.setblocking(False)
-        while self.board.anybody:
-            try:
-                connected, _ = listener.accept()
-            except ConnectionAbortedError:  # it has hung up already
-                continue
-            except OSError:  # none is left; or no descriptor is, and then no more can be done
-                break
+        waiting = waiting_at(listener)
+        while self.board.anybody and (connected := next(waiting, None)) is not None:
             with connected:
                 if not _put(self._gives, connected.fileno()):
                     break
@@ -208,6 +203,19 @@ class Balance:
         self._board.close()
         self._takes.close()
         self._gives.close()
+
+
+def waiting_at(listener: socket.socket) -> Iterator[socket.socket]:
+    """The connections that wait to be accepted at a socket that does not block, until none is left; or no descriptor
+    is, and then no more can be done."""
+    while True:
+        try:
+            connected, _ = listener.accept()
+        except ConnectionAbortedError:  # it has hung up already
+            continue
+        except OSError:
+            return
+        yield connected
 
 
 def _put(gives: socket.socket, connected: int) -> bool:

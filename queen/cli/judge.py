@@ -10,7 +10,7 @@ from typing import Final
 
 from queen.cli.show import size
 from queen.config.settings import Settings
-from queen.model.checkup import DatabaseFacts, Finding, Level, MachineFacts, Place
+from queen.model.checkup import LEVELS, DatabaseFacts, Finding, MachineFacts, Place
 
 MIB: Final = 1024 * 1024
 GIB: Final = 1024 * MIB
@@ -28,25 +28,24 @@ REMOTE: Final = frozenset({"nfs", "nfs4", "cifs", "smb3", "9p", "fuse.sshfs", "a
 
 
 def judge(
-    facts: DatabaseFacts | None, machine: MachineFacts, settings: Settings, *, embedded: bool, servers: int = 1
+    facts: DatabaseFacts, machine: MachineFacts, settings: Settings, *, embedded: bool, servers: int = 1
 ) -> list[Finding]:
     """All findings, the gravest first.
 
     Args:
-        facts: None: there is no database to look at.
         embedded: PostgreSQL is run by us; its settings are ours and need no advice.
         servers: that share the database.
     """
-    found = list(_machine(machine, facts))
-    if facts is not None:
-        found += _durability(facts)
-        found += _surroundings(facts)
-        found += _connections(facts, settings, servers)
-        found += _hindrances(facts)
-        if not embedded:
-            found += _speed(facts, machine)
-    order: dict[Level, int] = {"danger": 0, "change": 1, "advice": 2, "well": 3}
-    return sorted(found, key=lambda finding: order[finding.level])
+    found = [
+        *_machine(machine, facts),
+        *_durability(facts),
+        *_surroundings(facts),
+        *_connections(facts, settings, servers),
+        *_hindrances(facts),
+    ]
+    if not embedded:
+        found += _speed(facts)
+    return sorted(found, key=lambda finding: LEVELS.index(finding.level))
 
 
 def _durability(facts: DatabaseFacts) -> Iterator[Finding]:
@@ -217,7 +216,7 @@ def _hindrances(facts: DatabaseFacts) -> Iterator[Finding]:
         yield Finding("well", "autovacuum", f"on, every {_text(facts, 'autovacuum_naptime')}")
 
 
-def _speed(facts: DatabaseFacts, machine: MachineFacts) -> Iterator[Finding]:
+def _speed(facts: DatabaseFacts) -> Iterator[Finding]:
     if _number(facts, "max_wal_size") < 4 * GIB:
         yield Finding(
             "advice",
@@ -281,7 +280,7 @@ def _speed(facts: DatabaseFacts, machine: MachineFacts) -> Iterator[Finding]:
         yield Finding("well", "pg_stat_statements", "installed")
 
 
-def _machine(machine: MachineFacts, facts: DatabaseFacts | None) -> Iterator[Finding]:
+def _machine(machine: MachineFacts, facts: DatabaseFacts) -> Iterator[Finding]:
     for place in machine.places:
         yield from _place(place, facts)
     by_device: dict[int, list[str]] = {}
@@ -306,7 +305,7 @@ def _machine(machine: MachineFacts, facts: DatabaseFacts | None) -> Iterator[Fin
         yield Finding("well", "descriptors", str(machine.descriptors))
 
 
-def _place(place: Place, facts: DatabaseFacts | None) -> Iterator[Finding]:
+def _place(place: Place, facts: DatabaseFacts) -> Iterator[Finding]:
     free = f"{size(place.free_bytes)} free of {size(place.all_bytes)}, {place.filesystem or 'unknown filesystem'}"
     if place.filesystem in VOLATILE:
         yield Finding(
@@ -326,7 +325,7 @@ def _place(place: Place, facts: DatabaseFacts | None) -> Iterator[Finding]:
             f"{place.path} lies on a network filesystem ({place.filesystem})",
             "use a local disk: locks and fsync are weaker there, and an outage of the network is one of the disk",
         )
-    wal = _number(facts, "max_wal_size") if facts is not None else 0.0
+    wal = _number(facts, "max_wal_size")
     if place.free_bytes < max(FREE_SHARE * place.all_bytes if place.all_bytes < 100 * GIB else 10 * GIB, wal):
         yield Finding(
             "change", place.name, f"{place.path}: {free}", "make room: PostgreSQL stops when its disk is full"

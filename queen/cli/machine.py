@@ -17,7 +17,6 @@ def look_at_machine(places: Iterable[tuple[str, Path]], server_pid: int | None) 
     return MachineFacts(
         places=tuple(place for name, path in places if (place := look_at_place(name, path)) is not None),
         descriptors=_descriptors_of(server_pid) or resource.getrlimit(resource.RLIMIT_NOFILE)[1],
-        memory_bytes=os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
     )
 
 

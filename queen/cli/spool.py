@@ -5,12 +5,11 @@ from __future__ import annotations
 import argparse
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import trio
 
-from queen.cli.run import Commands, add_database_arguments, settings_from
+from queen.cli.run import Commands, add_database_arguments, add_spool_arguments, settings_from
 from queen.cli.show import size
 from queen.config.settings import Settings
 from queen.errors import SpoolUnavailable, StartupError
@@ -32,8 +31,8 @@ def add_parser(commands: Commands) -> None:
         "set aside. The server may run or not.",
     )
     parser.set_defaults(command=spool)
-    parser.add_argument("--spool-dir", type=Path, metavar="DIR", help="directory of the spool (FILE_BUFFER_DIR)")
     add_database_arguments(parser)
+    add_spool_arguments(parser)
     choice = parser.add_mutually_exclusive_group()
     choice.add_argument(
         "--retry",

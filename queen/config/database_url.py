@@ -52,6 +52,11 @@ def _host_and_port(entry: str) -> tuple[str, str]:
         port = rest[1:]
     elif not entry.startswith("/"):
         host, _, port = entry.partition(":")
-    if port and not (port.isascii() and port.isdigit() and int(port) <= 65535):
+    if port and not is_port(port):
         raise ValueError(entry)
     return host, port
+
+
+def is_port(text: str) -> bool:
+    """Whether it is the number of a port."""
+    return text.isascii() and text.isdigit() and int(text) <= 65535

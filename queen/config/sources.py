@@ -16,7 +16,7 @@ from urllib.parse import quote, urlencode
 
 import msgspec
 
-from queen.config.database_url import locate_database
+from queen.config.database_url import is_port, locate_database
 from queen.config.settings import JwtSettings, Secret, Settings
 from queen.errors import StartupError
 from queen.model.queue import QueueOptions, asked_for
@@ -253,7 +253,7 @@ def load_settings(
     jwt = JwtSettings(**_read(environ, JWT_ENVIRONMENT, notes))
     if "database_url" not in values and any(environ.get(name) for name in PG_NAMES):
         port = environ.get("PG_PORT", "")
-        if port and not (port.isascii() and port.isdigit() and int(port) <= 65535):
+        if port and not is_port(port):
             notes.append("PG_PORT cannot be read: its default is used")
             environ = {**environ, "PG_PORT": ""}
         values["database_url"] = Secret(postgres_url(environ))

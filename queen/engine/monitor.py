@@ -130,7 +130,7 @@ class Monitor:
     async def _look_around(self) -> None:
         """Remember what all workers say, for those who may not wait for storage."""
         cluster = await self._store.metrics.cluster()
-        self.processes = await self._store.metrics.processes(self.live_seconds)
+        self.processes = await self.live_processes()
         now = trio.current_time()
         if self._reported_at is not None and now > self._reported_at:
             seconds = now - self._reported_at

@@ -102,4 +102,3 @@ class MachineFacts(msgspec.Struct, frozen=True, kw_only=True):
 
     places: tuple[Place, ...]
     descriptors: int  # that a process may have open
-    memory_bytes: int

@@ -17,7 +17,7 @@ import msgspec
 import structlog
 import trio
 
-from queen.balance import Balance
+from queen.balance import Balance, waiting_at
 from queen.observability.doing import ConnectionRecord
 from queen.service import Service
 from queen.serving.connection import Connection
@@ -223,14 +223,9 @@ async def accept(
         balance.leave(replaced=how.keep_backlog)
         while not how.keep_backlog and (taken := balance.take_nowait()) is not None:
             serve_taken(taken)
-    while not how.keep_backlog:
-        try:
-            connected, _ = listener.accept()
-        except ConnectionAbortedError:  # it has hung up already
-            continue
-        except OSError:  # none is left; or no descriptor is, and then no more can be done
-            break
-        serve_taken(connected)
+    if not how.keep_backlog:
+        for connected in waiting_at(listener):
+            serve_taken(connected)
     return how
 
 

@@ -13,7 +13,7 @@ import trio_asyncio
 from queen.config.settings import Settings
 from queen.errors import StartupError
 from queen.model.checkup import DatabaseFacts, Setting, Slot, Table, Transaction
-from queen.storage.connect import Connection, dial
+from queen.storage.connect import Connection, dial, explain_unreachable
 from queen.storage.loop import open_asyncio
 from queen.storage.queries import load_migrations
 from queen.storage.translate import CONNECTION_LOST
@@ -51,8 +51,7 @@ async def look_at_database(settings: Settings) -> DatabaseFacts:
     try:
         return looked.unwrap()
     except CONNECTION_LOST as error:
-        reason = "it does not answer" if isinstance(error, TimeoutError) else str(error)
-        raise StartupError(f"PostgreSQL cannot be reached: {reason}") from error
+        raise explain_unreachable(settings, error) from error
     except asyncpg.PostgresError as error:
         raise StartupError(f"PostgreSQL refuses: {error}") from error
 

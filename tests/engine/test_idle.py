@@ -10,26 +10,12 @@ from typing import TYPE_CHECKING, Final
 import pytest
 import trio
 
+from perf.crowds import idle_queues
+
 if TYPE_CHECKING:
     from tests.conftest import OpenBroker, Session
 
 QUEUES: Final = 10_000
-
-FILL: Final = (
-    "INSERT INTO queen.queues SELECT (jsonb_populate_record(q, jsonb_build_object('queue_id', gen_random_uuid(),"
-    " 'name', 'q' || n))).* FROM queen.queues q CROSS JOIN generate_series(1, $1::int) n WHERE q.name = 'model'",
-    "INSERT INTO queen.queue_buckets SELECT 0, q.queue_id FROM queen.queues q WHERE q.name LIKE 'q%' AND $1::int > 0",
-    "INSERT INTO queen.consumer_groups (queue_id, name, mode, created_at) SELECT q.queue_id, 'g', 'all', q.created_at"
-    " FROM queen.queues q WHERE q.name LIKE 'q%' AND $1::int > 0",
-    "INSERT INTO queen.partitions (bucket, partition_id, queue_id, name, next_offset, first_offset, created_at)"
-    " SELECT 0, gen_random_uuid(), q.queue_id, 'Default', 1, 1, q.created_at FROM queen.queues q"
-    " WHERE q.name LIKE 'q%' AND $1::int > 0",
-    "INSERT INTO queen.cursors (bucket, partition_id, group_name, queue_id, committed)"
-    " SELECT 0, p.partition_id, 'g', p.queue_id, 1 FROM queen.partitions p WHERE $1::int > 0 AND p.first_offset = 1",
-    "INSERT INTO queen.counts (bucket, queue_id, group_name, stored, removed, erased, partitions, consumed,"
-    " dead_letters) SELECT 0, q.queue_id, '', 1, 1, 0, 1, 0, 0 FROM queen.queues q"
-    " WHERE q.name LIKE 'q%' AND $1::int > 0",
-)
 
 READ: Final = """
     SELECT relname AS name, seq_tup_read + coalesce(idx_tup_fetch, 0) AS rows
@@ -56,8 +42,8 @@ async def test_what_is_done_periodically_does_not_read_all_queues(
     monkeypatch.setattr("queen.engine.engine._SWITCHES_SECONDS", INTERVAL)
     async with open_broker() as first:
         await first.configure("model")
-    for statement in FILL:
-        await sql.execute(statement, QUEUES)
+    for statement in idle_queues(QUEUES, "model", "q", "g"):
+        await sql.execute(statement)
     await sql.execute("ANALYZE")
     before = await rows_read(sql)
 

@@ -58,7 +58,7 @@ DISK = Place(
     free_bytes=50 * GIB,
     all_bytes=90 * GIB,
 )
-MACHINE = MachineFacts(places=(DISK,), descriptors=65536, memory_bytes=8 * GIB)
+MACHINE = MachineFacts(places=(DISK,), descriptors=65536)
 
 
 def found(facts: DatabaseFacts = GOOD, machine: MachineFacts = MACHINE, **options: Any) -> list[Finding]:
