@@ -5,7 +5,7 @@ Opens the engine with its lifespan. Decides nothing about messages; what a reque
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, suppress
 from types import TracebackType
 from typing import Any, NoReturn, Self, cast
@@ -15,8 +15,10 @@ import structlog
 import trio
 from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable, HTTPScope
 from quart import Blueprint, Response
+from quart.ctx import RequestContext
 from quart.globals import request_ctx
 from quart.sessions import SessionInterface, SessionMixin
+from quart.typing import ResponseReturnValue
 from quart.utils import encode_headers
 from quart.wrappers.base import BaseRequestWebsocket
 from quart.wrappers.response import DataBody, ResponseBody
@@ -32,7 +34,6 @@ from queen.routes import ROUTES, Route
 from queen.routes.access import find_admitted
 from queen.routes.answers import (
     BODY_STALL_SECONDS,
-    CORS_HEADERS,
     LINGER_SECONDS,
     Problem,
     log_request,
@@ -40,6 +41,7 @@ from queen.routes.answers import (
     request_id,
 )
 from queen.routes.call import Answer, Call
+from queen.routes.paging import limit_page
 from queen.routes.paths import decode_segment, encoded_path
 from queen.routes.table import find_route
 from queen.service import Service
@@ -187,7 +189,8 @@ class Connection(TrioASGIHTTPConnection):
         self._answering = True
         if response.status_code == 204:
             response.headers.remove("content-type")
-        headers = [*encode_headers(response.headers), *CORS_HEADERS, (b"x-request-id", request.id.encode())]
+        cors = self.app.service.cors.lines(request.headers.get("Origin", "").encode("latin-1"))
+        headers = [*encode_headers(response.headers), *cors, (b"x-request-id", request.id.encode())]
         await send({"type": "http.response.start", "status": response.status_code, "headers": headers})
         last = b""
         if isinstance(response.response, DataBody):
@@ -277,11 +280,13 @@ class QueenApp(QuartTrio):
             with suppress(RouteNotFound, MethodNotAllowed):  # said below, or it is a view beside ours
                 *_, request.subject = await find_admitted(context.access, request.method, request.path, authorization)
 
-    async def _serve(self, route: Route, request: Request, segments: dict[str, str]) -> Response:
+    async def _serve(self, route: Route, request: Request, segments: Mapping[str, str]) -> Response:
         context = self.service.require_context()
         body = await self._read_body(request) if route.method == "POST" else b""
         parameters = {name: decode_segment(segment, name) for name, segment in segments.items()}
         request.call = Call(parameters=parameters, query=request.query_string, body=body, producer_sub=request.subject)
+        if self.service.pages is not None:
+            limit_page(route, request.call, self.service.pages)
         return self._respond(await route.handler(context, request.call))
 
     async def _read_body(self, request: Request) -> bytes:
@@ -293,12 +298,19 @@ class QueenApp(QuartTrio):
                 raise RequestTooLarge from None
         raise RequestStalled(BODY_STALL_SECONDS)
 
+    async def dispatch_request(self, request_context: RequestContext | None = None) -> ResponseReturnValue:
+        request = _current_request()
+        if request.routing_exception is not None:  # no route of ours, or not with this method, or a page
+            route, names = find_route(request.method, request.path)
+            return await self._serve(route, request, names)
+        return await super().dispatch_request(request_context)
+
     def _respond(self, answer: Answer) -> Response:
-        status, body, content_type = answer
+        status, body, content_type, headers = answer
         if not isinstance(body, Delivery):
             if body is None:
                 return Answered(status=status)
-            return Answered(body, status, headers={"content-type": content_type})
+            return Answered(body, status, headers={"content-type": content_type, **headers})
         response = Answered(body.whole if body.whole is not None else DeliveryBody(body), status)
         response.delivery = body
         return response
@@ -310,9 +322,8 @@ class QueenApp(QuartTrio):
         return self.url_map.bind("", request.root_path, None, request.scheme, request.method, request.path)
 
     def raise_routing_exception(self, request: BaseRequestWebsocket) -> NoReturn:
-        """No such route, or not with this method: said by our table, in our words."""
-        find_route(request.method, request.path)
-        raise AssertionError(f"{request.method} {request.path} is a route of ours and not of Quart's")
+        """For a websocket: there are none. What HTTP asks for does not come here."""
+        raise RouteNotFound("Not Found")
 
     async def handle_user_exception(self, error: Exception | BaseExceptionGroup) -> Any:
         """A group is a bug in a handler, since handlers open no nursery: it is answered as one error, not taken apart.

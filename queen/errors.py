@@ -18,9 +18,9 @@ QueenError
 ├── StorageUnavailable      503  PostgreSQL cannot be reached: nothing was applied
 ├── OutcomeUnknown          503  the connection broke while committing: applied or not, unknown
 ├── Overloaded              503  a bounded room is full: nothing was applied
-├── SpoolFull               503  PostgreSQL does not take pushes now and the spool is full: nothing was applied
+├── SpoolFull               500  PostgreSQL does not take pushes now and the spool is full: nothing was applied
 ├── SpoolForeign            503  what waits in the spool is for another database: it is not stored
-├── SpoolUnavailable        503  PostgreSQL does not take pushes now and the spool's disk fails: nothing was applied
+├── SpoolUnavailable        500  PostgreSQL does not take pushes now and the spool's disk fails: nothing was applied
 ├── Draining                503  the server is shutting down
 └── StartupError            —    this process cannot serve; one sentence for the operator
 """
@@ -42,12 +42,6 @@ class QueenError(Exception):
     def __init__(self, detail: str) -> None:
         super().__init__(detail)
         self.detail = detail
-
-
-class PushRefused(QueenError):
-    """Base of what a push is refused for as a whole. ``results``: what became of each item, where the route says so."""
-
-    results: list[dict[str, object]] | None = None
 
 
 class InvalidRequest(QueenError):
@@ -111,12 +105,13 @@ class RequestTooLarge(QueenError):
         super().__init__("Request body too large")
 
 
-class QueueFull(PushRefused):
+class QueueFull(QueenError):
     """A queue of the request has no room for what was pushed (its maxSize). Nothing of the request was applied.
 
-    ``queues``: those without room.
+    ``queues``: those without room. ``results``: what became of each item, where the route says so.
     """
 
+    results: list[dict[str, object]] | None = None
     code, status, title = "queue_full", 429, "Queue full"
     retry_after_seconds = 1
 
@@ -197,10 +192,10 @@ class Overloaded(QueenError):
     retry_after_seconds = 1
 
 
-class SpoolFull(PushRefused):
+class SpoolFull(QueenError):
     """Pushes go to the spool now, and it has reached its limit. The request was not applied. Pops and acks may do."""
 
-    code, status, title = "spool_full", 503, "Spool full"
+    code, status, title = "spool_full", 500, "Spool full"
     retry_after_seconds = 5
 
     def __init__(self, max_bytes: int) -> None:
@@ -223,10 +218,10 @@ class SpoolForeign(QueenError):
         )
 
 
-class SpoolUnavailable(PushRefused):
+class SpoolUnavailable(QueenError):
     """Pushes go to the spool now, and its disk does not take them. The request was not applied."""
 
-    code, status, title = "spool_unavailable", 503, "Spool unavailable"
+    code, status, title = "spool_unavailable", 500, "Spool unavailable"
     retry_after_seconds = 5
 
     def __init__(self, reason: str) -> None:

@@ -15,11 +15,12 @@ import structlog
 import trio
 
 from queen.auth.access import open_access
-from queen.config.settings import Settings
+from queen.config.settings import PageSettings, Settings
 from queen.engine.engine import open_engine
 from queen.errors import StartupError, StorageUnavailable
 from queen.model.snapshot import Snapshot
 from queen.routes.call import Context, Counters, no_supervisor
+from queen.routes.cors import Cors
 
 log = structlog.get_logger("queen.http")
 
@@ -47,6 +48,8 @@ class Service:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.counters = Counters()
+        self.cors = Cors(settings.cors)
+        self.pages = None if settings.pages == PageSettings() else settings.pages
         self.context: Context | None = None
         self.requests_in_flight = 0
         self.stopped = trio.Event()

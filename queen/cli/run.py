@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from queen.config.settings import MiB, Secret, Settings
-from queen.config.sources import LOG_LEVELS, SERIOUS, load_settings
+from queen.config.sources import LOG_LEVELS, NO_KEY, SERIOUS, load_settings
 from queen.observability import logs
 from queen.supervisor import DEFAULT_APP, run_supervisor
 
@@ -112,7 +112,7 @@ def add_spool_arguments(parser: argparse.ArgumentParser) -> None:
 def settings_from(arguments: argparse.Namespace) -> Settings:
     """The settings that flags and environment give; logs are set up, and what cannot be honoured is said."""
     settings, notes = load_settings(flags=flags_of(arguments))
-    logs.configure(settings.log_level, logs.resolve_format(settings.log_format))
+    logs.configure(settings.log_level, logs.resolve_format(settings.log_format), timestamp=settings.log_timestamp)
     for note in notes:
         (log.error if note in SERIOUS else log.warning)(note)
     return settings
@@ -121,6 +121,8 @@ def settings_from(arguments: argparse.Namespace) -> Settings:
 def run(arguments: argparse.Namespace) -> int:
     """Serve until stopped. Returns the exit code."""
     settings = settings_from(arguments)
+    if settings.encryption_key is None:
+        log.warning(NO_KEY)
     say_who_may_enter(settings)
     return run_supervisor(settings, app=arguments.app, announce=announce)
 

@@ -68,6 +68,23 @@ class JwtSettings(msgspec.Struct, frozen=True, kw_only=True):
     role_read_only: str = "read-only"
 
 
+class CorsSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """What browsers are told about pages of other origins."""
+
+    allowed_origins: tuple[str, ...] = ("*",)
+    allowed_methods: str = "GET, POST, PUT, DELETE, OPTIONS"
+    allowed_headers: str = "Content-Type, Authorization"
+    max_age_seconds: int = 86400
+
+
+class PageSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """How much lists give where a request does not say, and at most; None: what each route has by itself."""
+
+    default_limit: int | None = None
+    max_limit: int | None = None
+    default_offset: int = 0
+
+
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Everything a server needs to know. The environment name of each field stands in sources.py."""
 
@@ -109,6 +126,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     encryption_key: Secret | None = None  # 64 hexadecimal characters
     encryption_keys: tuple[Secret, ...] = ()  # that messages may be encrypted with from before, each the same
     fast_http: bool = True  # answer plain HTTP/1.1 without hypercorn and Quart
+    cors: CorsSettings = CorsSettings()
+    pages: PageSettings = PageSettings()
+    webapp_root: Path | None = None  # folder of a built dashboard, served at /; None: none
+    health_endpoint: bool = True  # GET /health; /livez and /readyz are always there
+    metrics_endpoint: bool = True  # GET /metrics and /metrics/prometheus
     # streaming
     stream_threshold_bytes: int = 128 * 1024
     stream_chunk_bytes: int = 64 * 1024
@@ -134,3 +156,4 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     # logs
     log_level: str = "info"
     log_format: str = ""  # "json", "console", or "" to choose by terminal
+    log_timestamp: bool = True

@@ -17,7 +17,7 @@ from urllib.parse import quote, urlencode
 import msgspec
 
 from queen.config.database_url import is_port, locate_database
-from queen.config.settings import JwtSettings, Secret, Settings
+from queen.config.settings import CorsSettings, JwtSettings, PageSettings, Secret, Settings
 from queen.errors import StartupError
 from queen.model.queue import QueueOptions, asked_for
 
@@ -82,6 +82,16 @@ def _boolean(text: str) -> bool:
     return text.strip().lower() == "true"
 
 
+def _header(text: str) -> str:
+    if not text.isascii() or not text.isprintable():
+        raise Unusable(text)
+    return text
+
+
+def _headers(text: str) -> tuple[str, ...]:
+    return tuple(value for entry in _header(text).split(",") if (value := entry.strip()))
+
+
 def _level(text: str) -> str:
     level = {"warning": "warn"}.get(text.strip().lower(), text.strip().lower())
     if level not in LOG_LEVELS:
@@ -129,6 +139,9 @@ _USELESS_KEYS: Final = {
     "QUEEN_ENCRYPTION_KEY": "QUEEN_ENCRYPTION_KEY is not 64 hexadecimal characters: encryption is off",
     "QUEEN_ENCRYPTION_KEYS": "QUEEN_ENCRYPTION_KEYS is not 64 hexadecimal characters a key: none of them is used",
 }
+
+NO_KEY: Final = "QUEEN_ENCRYPTION_KEY is not set: encryption is off, and a queue that asks for it refuses messages"
+"""Said at start, where it is so."""
 
 SERIOUS: Final = frozenset(_USELESS_KEYS.values())
 """Said of settings that no default can stand in for, and that the server starts without: errors, in the log."""
@@ -189,6 +202,23 @@ ENVIRONMENT: Final[dict[str, tuple[str, Parser]]] = {
     "QUEEN_MAX_WORKER_AGE_SECONDS": ("max_worker_age_seconds", _seconds),
     "LOG_LEVEL": ("log_level", _level),
     "LOG_FORMAT": ("log_format", _format),
+    "LOG_TIMESTAMP": ("log_timestamp", _boolean),
+    "WEBAPP_ROOT": ("webapp_root", _path),
+    "HEALTH_CHECK_ENABLED": ("health_endpoint", _boolean),
+    "METRICS_ENDPOINT_ENABLED": ("metrics_endpoint", _boolean),
+}
+
+CORS_ENVIRONMENT: Final[dict[str, tuple[str, Parser]]] = {
+    "CORS_ALLOWED_ORIGINS": ("allowed_origins", _headers),
+    "CORS_ALLOWED_METHODS": ("allowed_methods", _header),
+    "CORS_ALLOWED_HEADERS": ("allowed_headers", _header),
+    "CORS_MAX_AGE": ("max_age_seconds", _natural),
+}
+
+PAGE_ENVIRONMENT: Final[dict[str, tuple[str, Parser]]] = {
+    "API_DEFAULT_LIMIT": ("default_limit", _positive),
+    "API_MAX_LIMIT": ("max_limit", _positive),
+    "API_DEFAULT_OFFSET": ("default_offset", _natural),
 }
 
 ALGORITHMS: Final = ("HS256", "RS256", "EdDSA", "auto")
@@ -251,6 +281,10 @@ def load_settings(
     values = _read(environ, ENVIRONMENT, notes)
     options = _read(environ, QUEUE_ENVIRONMENT, notes)
     jwt = JwtSettings(**_read(environ, JWT_ENVIRONMENT, notes))
+    cors = CorsSettings(**_read(environ, CORS_ENVIRONMENT, notes))
+    pages = PageSettings(**_read(environ, PAGE_ENVIRONMENT, notes))
+    if environ.get("ENABLE_LOGGING") and not _boolean(environ["ENABLE_LOGGING"]):
+        values["log_level"] = "error"  # as near to silence as is wise
     if "database_url" not in values and any(environ.get(name) for name in PG_NAMES):
         port = environ.get("PG_PORT", "")
         if port and not is_port(port):
@@ -267,7 +301,7 @@ def load_settings(
         values["host"] = EVERYWHERE
     # the default itself asks for nothing: environments of the reference spell its defaults out
     asked = {field: value for field, value in options.items() if value != getattr(QueueOptions(), field)}
-    settings = Settings(queue_defaults=asked_for(QueueOptions(), asked), jwt=jwt, **values)
+    settings = Settings(queue_defaults=asked_for(QueueOptions(), asked), jwt=jwt, cors=cors, pages=pages, **values)
     _check(settings)
     return settings, notes
 

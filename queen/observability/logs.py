@@ -21,12 +21,13 @@ def resolve_format(wanted: str) -> str:
     return wanted or ("console" if sys.stderr.isatty() else "json")
 
 
-def configure(level: str, line_format: str, **bound: object) -> dict[str, object]:
+def configure(level: str, line_format: str, *, timestamp: bool = True, **bound: object) -> dict[str, object]:
     """Set up this process's logs, once. Returns ``bound``, for the caller to change what every line carries.
 
     Args:
         level: ``debug``, ``info``, ``warn`` or ``error``.
         line_format: ``json`` or ``console``.
+        timestamp: whether lines begin with the time.
         bound: what every line of this process carries, such as its slot.
     """
 
@@ -37,7 +38,7 @@ def configure(level: str, line_format: str, **bound: object) -> dict[str, object
         structlog.contextvars.merge_contextvars,
         bind,
         structlog.stdlib.add_log_level,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        *([structlog.processors.TimeStamper(fmt="iso", utc=True)] if timestamp else []),
         structlog.processors.StackInfoRenderer(),
     ]
     last: list[Processor]

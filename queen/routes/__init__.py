@@ -35,6 +35,7 @@ from queen.routes import (
     system,
     traces,
     transactions,
+    webapp,
 )
 from queen.routes.call import Handler
 from queen.routes.wire.ack import AckBatchBody, AckBody, Acked
@@ -73,7 +74,7 @@ from queen.routes.wire.messages import (
 )
 from queen.routes.wire.metrics import MetricsAnswer, PrometheusText
 from queen.routes.wire.pop import LabelPopQuery, Popped, PopQuery, QueuePopQuery
-from queen.routes.wire.push import PushBody, Pushed
+from queen.routes.wire.push import Failed, PushBody, Pushed
 from queen.routes.wire.queue import (
     ConfigureBody,
     Configured,
@@ -172,7 +173,7 @@ ROUTES: Final = (
         *("POST", "/api/v1/push", push.push),
         summary="Store messages",
         body=PushBody,
-        answers={201: list[Pushed]},
+        answers={201: list[Pushed], 500: list[Failed]},
         refusals=SEALED + FULL,
     ),
     Route(
@@ -676,3 +677,12 @@ ROUTES: Final = (
         answers={200: openapi.Document},
     ),
 )
+
+PAGES: Final = Route(
+    *("GET", "/<path>", webapp.show_page),
+    summary="Show a file of the dashboard",
+    level=Level.OPEN,
+    probe=True,
+    answers={},
+)
+"""What is asked for by a path of no route: see webapp.py. It is no part of the API, and not described with it."""

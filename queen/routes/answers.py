@@ -13,7 +13,7 @@ from typing import Final
 import msgspec
 import structlog
 
-from queen.errors import MethodNotAllowed, PushRefused, QueenError, RouteNotFound, Unauthenticated
+from queen.errors import MethodNotAllowed, QueenError, QueueFull, RouteNotFound, Unauthenticated
 from queen.routes.call import Call
 
 BODY_STALL_SECONDS: Final = 60.0
@@ -28,13 +28,6 @@ LOGGED_CHARACTERS: Final = 300
 
 SLOW_SECONDS: Final = 1.0
 """A request that took longer than this by no wish of its own is logged at info."""
-
-CORS_HEADERS: Final = (
-    (b"access-control-allow-origin", b"*"),
-    (b"access-control-allow-methods", b"GET, POST, PUT, DELETE, OPTIONS"),
-    (b"access-control-allow-headers", b"Content-Type, Authorization"),
-    (b"access-control-max-age", b"86400"),
-)
 
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}").fullmatch
 
@@ -94,7 +87,7 @@ def problem_of(error: Exception) -> Problem:
         headers["Allow"] = error.allowed
     if isinstance(error, Unauthenticated):
         headers["WWW-Authenticate"] = "Bearer"
-    results = error.results if isinstance(error, PushRefused) else None
+    results = error.results if isinstance(error, QueueFull) else None
     return Problem(error.status, error.code, error.title, error.detail, headers, results)
 
 

@@ -83,12 +83,19 @@ class Call:
 JSON: Final = "application/json"
 
 
+NO_HEADERS: Final[Mapping[str, str]] = {}
+
+
 class Answer(NamedTuple):
-    """A status and a JSON body. ``body`` None: 204. A Delivery streams itself, or is whole when it is small."""
+    """A status and a body, JSON unless it says otherwise. None: 204. A Delivery streams itself, or is whole when small.
+
+    ``headers``: beyond those that every answer has.
+    """
 
     status: int
     body: bytes | Delivery | None
     content_type: str = JSON
+    headers: Mapping[str, str] = NO_HEADERS
 
 
 Handler = Callable[[Context, Call], Awaitable[Answer]]

@@ -9,6 +9,7 @@ import trio
 
 from queen._version import __version__
 from queen.config.settings import Settings
+from queen.errors import RouteNotFound
 from queen.routes.call import Answer, Call, Context
 from queen.routes.wire.queue import SpoolState, spool_state, write_health, write_liveness, write_readiness
 
@@ -17,6 +18,8 @@ HEALTH_SECONDS: Final = 2.0
 
 
 async def health(context: Context, call: Call) -> Answer:
+    if not context.settings.health_endpoint:
+        raise RouteNotFound("Not Found")
     connected = await is_connected(context)
     uptime_seconds = trio.current_time() - context.started_at
     return Answer(

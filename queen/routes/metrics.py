@@ -13,7 +13,7 @@ from typing import Final, TypeVar
 import structlog
 import trio
 
-from queen.errors import QueenError
+from queen.errors import QueenError, RouteNotFound
 from queen.model.metrics import QueuePoint, Window, WorkerPoint
 from queen.routes.call import Answer, Call, Context
 from queen.routes.wire.metrics import PROMETHEUS, ServerMetrics, StoredMetrics, write_metrics, write_prometheus
@@ -27,10 +27,12 @@ log = structlog.get_logger("queen.http")
 
 
 async def show_metrics(context: Context, call: Call) -> Answer:
+    _check_enabled(context)
     return Answer(200, write_metrics(_known(context, healthy=True)))
 
 
 async def show_prometheus(context: Context, call: Call) -> Answer:
+    _check_enabled(context)
     stored = server = None
     with trio.move_on_after(SCRAPE_SECONDS):
         server = await context.ask_supervisor()
@@ -39,6 +41,11 @@ async def show_prometheus(context: Context, call: Call) -> Answer:
         except QueenError as error:
             log.warning("scraped without storage", error=error.detail)
     return Answer(200, write_prometheus(_known(context, healthy=stored is not None), stored, server), PROMETHEUS)
+
+
+def _check_enabled(context: Context) -> None:
+    if not context.settings.metrics_endpoint:
+        raise RouteNotFound("Not Found")
 
 
 def _known(context: Context, *, healthy: bool) -> ServerMetrics:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from queen.errors import PushRefused
+from queen.errors import QueueFull, SpoolFull, SpoolUnavailable
 from queen.model.message import Buffered
 from queen.routes.call import Answer, Call, Context
-from queen.routes.wire.push import read_push, refused_results, write_buffered, write_push
+from queen.routes.wire.push import read_push, refused_results, write_buffered, write_failed, write_push
 
 
 async def push(context: Context, call: Call) -> Answer:
@@ -17,7 +17,12 @@ async def push(context: Context, call: Call) -> Answer:
     call.facts["partition"] = messages[0].partition
     try:
         results = await context.engine.push(messages, call.producer_sub)
-    except PushRefused as error:
+    except (SpoolFull, SpoolUnavailable) as error:  # an array, as the contract has it: no problem document
+        call.facts["code"] = error.code
+        context.counters.failed_requests += 1
+        headers = {"Retry-After": str(error.retry_after_seconds)}
+        return Answer(error.status, write_failed(messages, error), headers=headers)
+    except QueueFull as error:
         error.results = refused_results(messages, error)
         raise
     if isinstance(results, Buffered):

@@ -9,7 +9,8 @@ from collections.abc import Iterable, Mapping
 from typing import Final
 
 from queen.errors import MethodNotAllowed, RouteNotFound
-from queen.routes import ROUTES, Route
+from queen.routes import PAGES, ROUTES, Route
+from queen.routes.webapp import is_page
 
 Methods = dict[str, Route]
 
@@ -17,7 +18,10 @@ NO_NAMES: Final[Mapping[str, str]] = {}
 
 
 class RouteTable:
-    """Routes by path. Of two patterns that fit, the one that is literal at the earlier place is asked first."""
+    """Routes by path. Of two patterns that fit, the one that is literal at the earlier place is asked first.
+
+    What is no route and no part of the API is a page of the dashboard.
+    """
 
     def __init__(self, routes: Iterable[Route]) -> None:
         self._plain: dict[str, Methods] = {}
@@ -55,6 +59,8 @@ class RouteTable:
             raise MethodNotAllowed(sorted(allowed))
         if path.startswith("//"):  # a client put a base URL that ends in a slash before it; Quart forgives that too
             return self.find(method, "/" + path.lstrip("/"))
+        if is_page(method, path):
+            return PAGES, {"path": path}
         raise RouteNotFound("no_such_route" if path.startswith("/api/v1/") else "Not Found")
 
 

@@ -35,6 +35,7 @@ from queen.routes.answers import (
     request_id,
 )
 from queen.routes.call import Answer, Call
+from queen.routes.paging import limit_page
 from queen.routes.paths import decode_segment, encoded_path
 from queen.service import Service
 from queen.serving.heads import CHUNKED, CONTINUE, head_of
@@ -186,11 +187,11 @@ class Connection:
                 answer = await self._handle(request)
             except Exception as error:  # noqa: BLE001  the one place where an error becomes an answer
                 problem = problem_of(error)
-                answer = Answer(problem.status, problem.encode(id))
+                answer = Answer(problem.status, problem.encode(id), headers=problem.headers)
                 if problem.status >= 500:
                     service.counters.failed_requests += 1
             status = answer.status
-            return await self._answer(request, id, answer, problem)
+            return await self._answer(request, id, answer)
         finally:
             self._busy = False
             self._request = None
@@ -206,31 +207,36 @@ class Connection:
         path = request.path
         if not path.startswith("/"):  # absolute form, as sent to a proxy
             path = encoded_path({"path": unquote(path), "raw_path": path.encode()})
-        context = self._service.require_context()
+        service = self._service
+        context = service.require_context()
         authorization = request.headers.get(b"authorization", b"").decode("latin-1")
         route, names, subject = await find_admitted(context.access, request.method, path, authorization)
         body = await self._receive_body(request) if route.method == "POST" else b""
         parameters = {name: decode_segment(part, name) for name, part in names.items()}
         request.call = Call(parameters=parameters, query=request.query, body=body, producer_sub=subject)
+        if service.pages is not None:
+            limit_page(route, request.call, service.pages)
         self._busy = True
         if self._hung_up:
             self._scope.cancel()
         return await route.handler(context, request.call)
 
-    async def _answer(self, request: Request, id: str, answer: Answer, problem: Problem | None) -> bool:
+    async def _answer(self, request: Request, id: str, answer: Answer) -> bool:
         """Send an answer. Returns whether the connection goes on."""
-        status, body, content_type = answer
-        headers = problem.headers if problem is not None else {}
+        status, body, content_type, headers = answer
+        cors = self._service.cors
+        lines = cors.lines(request.headers.get(b"origin", b"") if cors.by_origin else b"")
         close = self._retired or not (request.keep_alive and request.complete)
         if isinstance(body, Delivery):
             body.begin()
             if body.whole is None:
                 chunked = request.version != "1.0"
-                head = head_of(status, self._watch.date, id, CHUNKED if chunked else b"", headers, close=close)
+                framing = CHUNKED if chunked else b""
+                head = head_of(status, self._watch.date, id, lines, framing, headers, close=close)
                 return await self._stream(head, body, chunked=chunked) and not close
             body = body.whole
         framing = b"" if body is None else b"content-length: %d\r\n" % len(body)
-        head = head_of(status, self._watch.date, id, framing, headers, close=close, content_type=content_type)
+        head = head_of(status, self._watch.date, id, lines, framing, headers, close=close, content_type=content_type)
         await self._send(head if body is None or request.method == "HEAD" else head + body)
         return not close
 
@@ -253,7 +259,10 @@ class Connection:
         log.info("refused", error=error.detail, code=error.code, request_id=id)
         body = problem.encode(id)
         framing = b"content-length: %d\r\n" % len(body)
-        await self._send(head_of(problem.status, self._watch.date, id, framing, problem.headers, close=True) + body)
+        lines = self._service.cors.lines()
+        await self._send(
+            head_of(problem.status, self._watch.date, id, lines, framing, problem.headers, close=True) + body
+        )
         await self._linger()
 
     async def _linger(self) -> None:

@@ -390,7 +390,9 @@ async def run_worker(control: socket.socket, factory: Callable[[Settings], Any])
         if not isinstance(start, Start):
             return 0  # drained, or orphaned, before there was anything to do
         settings = decode_settings(start.settings)
-        tags = logs.configure(settings.log_level, settings.log_format, slot=None, pid=os.getpid())
+        tags = logs.configure(
+            settings.log_level, settings.log_format, timestamp=settings.log_timestamp, slot=None, pid=os.getpid()
+        )
         try:
             app = factory(msgspec.structs.replace(settings, worker_id=worker_name(settings, None)))
             certificate = open_certificate(settings)

@@ -106,7 +106,7 @@ async def test_a_token_without_a_role_is_refused_even_where_reading_is_enough(ht
 
 
 async def test_what_is_no_route_is_told_only_to_who_may_know(http: Http) -> None:
-    for method, path in (("GET", "/api/v1/nothing"), ("GET", "/nothing"), ("PUT", "/api/v1/push")):
+    for method, path in (("GET", "/api/v1/nothing"), ("POST", "/nothing"), ("PUT", "/api/v1/push")):
         assert (await http.request(method, path)).status == 401
         assert (await http.request(method, path, headers=bearer("read-only"))).status == 403
         assert (await http.request(method, path, headers=bearer())).status in (404, 405)

@@ -204,3 +204,24 @@ def test_a_list_of_old_encryption_keys_that_is_none_is_told_without_its_text(tex
     assert len(notes) == 1
     assert "QUEEN_ENCRYPTION_KEYS" in notes[0]
     assert text not in notes[0]
+
+
+def test_logging_that_is_switched_off_still_tells_of_errors() -> None:
+    assert load_settings({"ENABLE_LOGGING": "false", "LOG_LEVEL": "debug"})[0].log_level == "error"
+    assert load_settings({"ENABLE_LOGGING": "true", "LOG_LEVEL": "debug"})[0].log_level == "debug"
+
+
+def test_origins_and_page_lengths_are_read() -> None:
+    settings, notes = load_settings(
+        {"CORS_ALLOWED_ORIGINS": "https://a.test, https://b.test,", "CORS_MAX_AGE": "7", "API_MAX_LIMIT": "5"}
+    )
+
+    assert settings.cors.allowed_origins == ("https://a.test", "https://b.test")
+    assert (settings.cors.max_age_seconds, settings.pages.max_limit, notes) == (7, 5, [])
+
+
+def test_a_header_that_would_be_two_is_not_sent() -> None:
+    settings, notes = load_settings({"CORS_ALLOWED_HEADERS": "X-A\r\nSet-Cookie: a=b"})
+
+    assert settings.cors.allowed_headers == Settings().cors.allowed_headers
+    assert notes == ["CORS_ALLOWED_HEADERS cannot be read: its default is used"]

@@ -10,7 +10,16 @@ import pytest
 
 from queen import errors
 from queen.config.settings import Settings
-from queen.config.sources import ENVIRONMENT, JWT_ENVIRONMENT, PG_NAMES, QUEUE_ENVIRONMENT, load_settings, postgres_url
+from queen.config.sources import (
+    CORS_ENVIRONMENT,
+    ENVIRONMENT,
+    JWT_ENVIRONMENT,
+    PAGE_ENVIRONMENT,
+    PG_NAMES,
+    QUEUE_ENVIRONMENT,
+    load_settings,
+    postgres_url,
+)
 from queen.routes import ROUTES
 
 ROOT: Final = Path(__file__).parents[2]
@@ -32,7 +41,18 @@ def documented_settings() -> list[tuple[str, str]]:
 def test_every_setting_is_documented_once_and_no_other() -> None:
     names = [name for name, _ in documented_settings()]
 
-    assert sorted(names) == sorted([*ENVIRONMENT, *JWT_ENVIRONMENT, *QUEUE_ENVIRONMENT, *PG_NAMES, *PG_SWITCHES])
+    assert sorted(names) == sorted(
+        [
+            *ENVIRONMENT,
+            *JWT_ENVIRONMENT,
+            *CORS_ENVIRONMENT,
+            *PAGE_ENVIRONMENT,
+            *QUEUE_ENVIRONMENT,
+            *PG_NAMES,
+            *PG_SWITCHES,
+            "ENABLE_LOGGING",  # another way to say LOG_LEVEL
+        ]
+    )
 
 
 @pytest.mark.parametrize(("name", "default"), documented_settings())
@@ -42,6 +62,8 @@ def test_a_documented_default_is_the_default(name: str, default: str) -> None:
         assert postgres_url(given) == postgres_url({"PG_HOST": "localhost"})
     elif name in JWT_ENVIRONMENT and default in COMPUTED:
         assert getattr(load_settings({})[0].jwt, JWT_ENVIRONMENT[name][0]) is None
+    elif name in PAGE_ENVIRONMENT and default in COMPUTED:
+        assert getattr(load_settings({})[0].pages, PAGE_ENVIRONMENT[name][0]) is None
     elif default in COMPUTED:
         field, _ = ENVIRONMENT[name]
         assert getattr(load_settings({})[0], field) == getattr(Settings(), field)

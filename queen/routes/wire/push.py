@@ -9,7 +9,7 @@ from uuid import UUID
 
 import msgspec
 
-from queen.errors import InvalidRequest, PushRefused, QueueFull
+from queen.errors import InvalidRequest, QueenError, QueueFull
 from queen.model.message import Buffered, NewMessage, PushResult
 from queen.model.queue import DEFAULT_PARTITION
 from queen.routes.wire.body import (
@@ -136,6 +136,20 @@ class Pushed(TypedDict):
     partition: str
 
 
+class Failed(TypedDict):
+    """A message that was to go to the spool and could not: it is kept nowhere. ``error``: why, for people."""
+
+    index: int
+    status: Literal["failed"]
+    error: str
+    code: str
+    transaction_id: str | None
+    transactionId: str | None
+    queueName: str
+    queue: str
+    partition: str
+
+
 def write_push(messages: Sequence[NewMessage], results: Sequence[PushResult]) -> bytes:
     """The answer to a push: one element for each message, in order; at least one."""
     encode = text_encoder([result.transaction_id for result in results])
@@ -162,15 +176,14 @@ def write_push(messages: Sequence[NewMessage], results: Sequence[PushResult]) ->
     return join_text(pieces)
 
 
-def refused_results(messages: Sequence[NewMessage], error: PushRefused) -> list[dict[str, object]]:
+def refused_results(messages: Sequence[NewMessage], error: QueueFull) -> list[dict[str, object]]:
     """What became of the items of a push that found no room: nothing, of those that would have had room neither."""
-    guilty = error.queues if isinstance(error, QueueFull) else None
     return [
         {
             "index": index,
             "transaction_id": message.transaction_id,
             "status": "failed",
-            "error": error.code if guilty is None or message.queue in guilty else "not_stored",
+            "error": error.code if message.queue in error.queues else "not_stored",
             "transactionId": message.transaction_id,
             "queueName": message.queue,
             "queue": message.queue,
@@ -178,6 +191,25 @@ def refused_results(messages: Sequence[NewMessage], error: PushRefused) -> list[
         }
         for index, message in enumerate(messages)
     ]
+
+
+def write_failed(messages: Sequence[NewMessage], error: QueenError) -> bytes:
+    """The answer to a push that should have gone to the spool and could not: nothing of it is kept anywhere."""
+    results: list[Failed] = [
+        {
+            "index": index,
+            "status": "failed",
+            "error": error.detail,
+            "code": error.code,
+            "transaction_id": message.transaction_id,
+            "transactionId": message.transaction_id,
+            "queueName": message.queue,
+            "queue": message.queue,
+            "partition": message.partition,
+        }
+        for index, message in enumerate(messages)
+    ]
+    return msgspec.json.encode(results)
 
 
 def write_buffered(messages: Sequence[NewMessage], buffered: Buffered) -> bytes:

@@ -37,6 +37,7 @@ class _Parameter(NamedTuple):
     refusal: str
     least: int | None = None  # under it a filter is refused, and anything else is raised to it
     required: bool = False
+    default: Any = None
 
 
 def read_query(query: Mapping[str, str], kind: type[T]) -> T:
@@ -100,7 +101,9 @@ def _parameter(field: inspect.Field) -> _Parameter:
             number = _number(text)
             return None if number is None else max(least, min(number, most))
 
-        return _Parameter(field.name, read_bounded, f"an integer, {least} or more", least, field.required)
+        return _Parameter(
+            field.name, read_bounded, f"an integer, {least} or more", least, field.required, field.default
+        )
     if isinstance(kind, inspect.DateTimeType):
         return _Parameter(field.name, read_time, "an ISO 8601 time", None, field.required)
     if isinstance(kind, inspect.UUIDType):
