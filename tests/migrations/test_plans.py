@@ -173,13 +173,13 @@ async def pop_where_all_are_ready(broker: Broker, _: int) -> None:
 @verb(limit=3000)
 async def pop_of_many_partitions(broker: Broker, number: int) -> None:
     popped = await broker.pop("q", group="busy", batch=1000, partitions=200, auto_ack=True)
-    assert number == 0 or len(popped.claims) == 200
+    assert number < 1 or len(popped.claims) == 200
 
 
 @verb(limit=3000)
 async def lease_of_many_partitions_extended_and_given_back(broker: Broker, number: int) -> None:
     popped = await broker.pop("q", group="busy", batch=1000, partitions=200)
-    if number:
+    if number == 1:
         assert (await broker.engine.extend_lease(popped.lease, 600)).renewed == 200
         await popped.give_back()
 
@@ -359,7 +359,7 @@ def _partition_with_windows(broker: Broker) -> UUID:
 
 async def _flush(broker: Broker) -> None:
     """Have every connection of the engine report what it has counted."""
-    bridge = broker.engine.store._bridge
+    jobs = broker.engine.store._bridge
     reported: set[int] = set()
 
     async def report(connection: Any) -> None:
@@ -367,10 +367,10 @@ async def _flush(broker: Broker) -> None:
         reported.add(await connection.fetchval("SELECT pg_backend_pid() FROM pg_sleep(0.02)"))
         await connection.execute("SELECT pg_stat_force_next_flush()")
 
-    while len(reported) < bridge.connections:
+    while len(reported) < jobs.connections:
         async with trio.open_nursery() as connections:
-            for _ in range(bridge.connections):
-                connections.start_soon(bridge.run, report)
+            for _ in range(jobs.connections):
+                connections.start_soon(jobs.run, report)
 
 
 async def _counters(sql: Session) -> dict[str, int]:
@@ -391,7 +391,7 @@ async def _fill(sql: Session, queue: Queue, query_id: UUID, around: int = AROUND
     await sql.execute("SELECT pg_stat_force_next_flush()")
 
 
-@pytest.mark.parametrize("statistics", ["of an empty database", "fresh"])
+@pytest.mark.parametrize("statistics", ["of an empty database", "of a few rows", "fresh"])
 async def test_no_verb_reads_what_does_not_concern_it(open_broker: OpenBroker, sql: Session, statistics: str) -> None:
     # a report of the worker would be measured too
     async with open_broker(db_pool_size=2, stats_interval_seconds=3600) as broker:
@@ -400,8 +400,16 @@ async def test_no_verb_reads_what_does_not_concern_it(open_broker: OpenBroker, s
             assert not await broker.pop("q", group=group)
         for verb in VERBS.values():
             await verb.run(broker, 0)
+        if statistics == "of a few rows":
+            await sql.execute("ANALYZE")
+            for number in range(2, 8):  # more often than PostgreSQL plans a statement for one execution only
+                for verb in VERBS.values():
+                    await verb.run(broker, -number)
         await _flush(broker)
         await _fill(sql, queue, await _stream(broker))
+        if statistics == "of a few rows":
+            for runner in broker.engine.store._bridge._runners:
+                runner._plans_until = 0.0  # as if it was time to plan anew
         if statistics == "fresh":
             await sql.execute("ANALYZE")
         excesses: dict[str, dict[str, int]] = {}
@@ -421,7 +429,7 @@ async def test_no_verb_reads_what_does_not_concern_it(open_broker: OpenBroker, s
             if excess:
                 excesses[name] = excess
 
-    assert excesses == {}
+    assert not excesses, "\n".join(f"{verb}: {read}" for verb, read in excesses.items())
 
 
 async def test_a_queue_is_made_beside_many_cursors_with_plans_for_a_few(open_broker: OpenBroker, sql: Session) -> None:
