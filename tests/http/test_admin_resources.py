@@ -107,7 +107,9 @@ async def test_of_two_groups_that_are_as_slow_the_one_that_holds_a_lease_says_wh
     await http.push("q", 1, 2, 3)
     await pop(http, "q", holder, batch=2)
 
-    assert (await ask(http, "resources", "queues", "q"))["totals"] == six(total=3, pending=1, processing=2)
+    shown = await ask(http, "resources", "queues", "q")
+    assert shown["totals"] == six(total=3, pending=1, processing=2)
+    assert shown["partitions"][0]["stats"] == six(total=3, pending=1, processing=2)
     (entry,) = (await ask(http, "resources", "queues"))["queues"]
     assert entry["messages"] == {"total": 3, "pending": 1, "processing": 2}
 
