@@ -294,6 +294,8 @@ def load_settings(
     given = {name: value for name, value in (flags or {}).items() if value is not None}
     if "data_dir" in given and "database_url" not in given:
         values.pop("database_url", None)  # asked for on the command line: the embedded PostgreSQL, whatever PG_* says
+    if "webapp_root" in values and not values["webapp_root"].is_dir():
+        notes.append("WEBAPP_ROOT is no directory: no dashboard is served")
     if not jwt.enabled and _means_jwt(environ, jwt):
         notes.append("authentication is off: JWT_ENABLED is not true")
     values |= given

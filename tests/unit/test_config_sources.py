@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import msgspec
 import pytest
 
@@ -225,3 +227,12 @@ def test_a_header_that_would_be_two_is_not_sent() -> None:
 
     assert settings.cors.allowed_headers == Settings().cors.allowed_headers
     assert notes == ["CORS_ALLOWED_HEADERS cannot be read: its default is used"]
+
+
+def test_a_dashboard_that_is_not_there_is_said(tmp_path: Path) -> None:
+    (tmp_path / "index.html").touch()
+
+    assert load_settings({"WEBAPP_ROOT": str(tmp_path)})[1] == []
+    assert load_settings({"WEBAPP_ROOT": str(tmp_path / "index.html")})[1] == [
+        "WEBAPP_ROOT is no directory: no dashboard is served"
+    ]
