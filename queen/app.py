@@ -5,10 +5,11 @@ Opens the engine with its lifespan. Decides nothing about messages; what a reque
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, suppress
 from types import TracebackType
-from typing import Any, NoReturn, Self, cast
+from typing import Any, Final, NoReturn, Self, cast
 
 import quart
 import structlog
@@ -48,6 +49,10 @@ from queen.service import Service
 from queen.streaming.delivery import Delivery
 
 log = structlog.get_logger("queen.http")
+
+ENDING_SECONDS: Final = 1.0
+"""How long the server may take to send the last of an answer whose client has gone. hypercorn waits for ever for an
+HTTP/2 connection that ended before it."""
 
 
 def create_app(settings: Settings) -> QueenApp:
@@ -144,8 +149,8 @@ class Connection(TrioASGIHTTPConnection):
             if not message.get("more_body", False):
                 request.body.set_complete()
                 self._received.set()
-        if not self._ending:  # the server's bookkeeping after the last byte is not for us to cut short
-            nursery.cancel_scope.cancel()
+        # the server's bookkeeping after the last byte is not for us to cut short, if it comes to an end
+        nursery.cancel_scope.deadline = trio.current_time() + ENDING_SECONDS if self._ending else -math.inf
 
     async def handle_request(  # type: ignore[override]
         self, nursery: trio.Nursery, request: Request, send: ASGISendCallable
@@ -193,7 +198,9 @@ class Connection(TrioASGIHTTPConnection):
         headers = [*encode_headers(response.headers), *cors, (b"x-request-id", request.id.encode())]
         await send({"type": "http.response.start", "status": response.status_code, "headers": headers})
         last = b""
-        if isinstance(response.response, DataBody):
+        if request.method == "HEAD":  # the headers of one, and none: not every server drops it
+            pass
+        elif isinstance(response.response, DataBody):
             last = response.response.data
         else:
             async with response.response as body:

@@ -22,6 +22,38 @@ from .asgi_driver import Exchange, Http, StartupFailed, open_app, run_lifespan
 MiB = 1024 * 1024
 
 
+# -- ends ---------------------------------------------------------------------------------------------------------
+
+
+async def test_a_client_that_goes_while_the_last_is_sent_keeps_no_request(
+    http: Http, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Over HTTP/2 hypercorn waits for ever to send to a connection that has ended; a stop waited for it."""
+    monkeypatch.setattr("queen.app.ENDING_SECONDS", 0.01)
+    exchange = http.open("GET", "/livez")
+    send = exchange._send
+
+    async def stuck_at_the_end(message: dict[str, Any]) -> None:
+        await send(message)
+        if message["type"] == "http.response.body":
+            exchange.hang_up()
+            await trio.sleep_forever()
+
+    monkeypatch.setattr(exchange, "_send", stuck_at_the_end)
+
+    with trio.fail_after(5):
+        await exchange.run()
+
+    assert http.app.service.requests_in_flight == 0
+
+
+async def test_an_answer_to_head_has_no_body(http: Http) -> None:
+    head, get = await http.request("HEAD", "/livez"), await http.get("/livez")
+
+    assert (head.status, head.body) == (200, b"")
+    assert head.headers["content-length"] == str(len(get.body))
+
+
 # -- sizes --------------------------------------------------------------------------------------------------------
 
 
