@@ -252,10 +252,12 @@ async def run_out_of_descriptors(stage: Stage) -> None:
     stage.mark_log()
     resource.prlimit(victim, resource.RLIMIT_NOFILE, (held + 20, before[1]))
     crowd: list[socket.socket] = []
-    for _ in range(120):
-        client = socket.create_connection(("127.0.0.1", stage.port))
-        client.sendall(b"GET /livez HTTP/1.1\r\nHost: here\r\n\r\n")
-        crowd.append(client)
+    while len(crowd) < 120 or (len(crowd) < 600 and not stage.count_in_log("cannot accept")):
+        for _ in range(30):  # while it is the busier one, it gives away what it accepts, and never runs out
+            client = socket.create_connection(("127.0.0.1", stage.port))
+            client.sendall(b"GET /livez HTTP/1.1\r\nHost: here\r\n\r\n")
+            crowd.append(client)
+        await trio.sleep(0.1)
     cpu, seconds = processes.cpu_seconds_of(victim), 4.0
     full = 0
     for _ in range(int(seconds * 10)):
