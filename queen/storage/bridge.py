@@ -41,12 +41,6 @@ MAX_WAITING_JOBS: Final = 4096
 """Jobs that may wait for a runner. Each is a request or a batch of them; past this the server is beyond recovery
 by waiting and says so (503)."""
 
-FIRST_PLANS_SECONDS: Final = 1.0
-PLANS_SECONDS: Final = 16.0
-"""How long a connection keeps the plans of its statements: at first the one, then twice as long each time, up to the
-other. PostgreSQL makes a plan for tables as they are and keeps it until they are analysed: one that was made for ten
-partitions looks through all of a hundred thousand. Making them anew takes a few milliseconds."""
-
 _CONFLICT_TRIES: Final = 5
 _CLOSE_SECONDS: Final = 2.0
 
@@ -205,8 +199,6 @@ class _Runner:
         self._doing: _Job[Any] | None = None
         self.opening = False  # a connection, without a job to do on it
         self._stopping = False
-        self._plans_seconds = FIRST_PLANS_SECONDS
-        self._plans_until = 0.0  # Trio time
 
     def doing(self, now: float) -> DatabaseJob | None:
         job, connection = self._doing, self._connection
@@ -277,7 +269,8 @@ class _Runner:
         try:
             if self._connection is not None:
                 await hang_up(self._connection)
-            opened = await self._open_connection()
+            self._generation = self._bridge.generation
+            self._connection = opened = await self._bridge.open_connection()
             if self._bridge.prepare is not None:
                 await self._bridge.prepare(opened)
         except (QueenError, *CONNECTION_LOST, asyncpg.PostgresError) as error:
@@ -285,36 +278,6 @@ class _Runner:
             if self._connection is not None:
                 await hang_up(self._connection)
                 self._connection = None
-
-    async def _usable_connection(self) -> Connection:
-        """asyncio flavor. The connection, opened if need be, with plans that are not old."""
-        connection = self._connection
-        if connection is None or connection.is_closed():
-            return await self._open_connection()
-        if self._is_spent(connection) or not await self._plan_anew(connection):
-            await hang_up(connection)
-            return await self._open_connection()
-        return connection
-
-    async def _open_connection(self) -> Connection:
-        """asyncio flavor."""
-        self._generation = self._bridge.generation
-        self._connection = connection = await self._bridge.open_connection()
-        self._plans_seconds = FIRST_PLANS_SECONDS
-        self._plans_until = trio.current_time() + self._plans_seconds
-        return connection
-
-    async def _plan_anew(self, connection: Connection) -> bool:
-        """asyncio flavor. Have statements planned again if it is time; False: the connection is dead."""
-        now = trio.current_time()
-        if now >= self._plans_until:
-            try:
-                await connection.execute("DISCARD PLANS")
-            except (*CONNECTION_LOST, asyncpg.PostgresError):  # whatever it was, another one may do
-                return False
-            self._plans_seconds = min(self._plans_seconds * 2, PLANS_SECONDS)
-            self._plans_until = now + self._plans_seconds
-        return True
 
     def _is_spent(self, connection: Connection) -> bool:
         """Whether an open connection is not to be used again."""
@@ -325,9 +288,13 @@ class _Runner:
         for attempt in range(_CONFLICT_TRIES):
             sent = False
             try:
-                connection = await self._usable_connection()
+                if self._connection is not None and self._is_spent(self._connection):
+                    await hang_up(self._connection)
+                if self._connection is None or self._connection.is_closed():
+                    self._generation = self._bridge.generation
+                    self._connection = await self._bridge.open_connection()
                 sent = True
-                return Value(await job.work(connection))
+                return Value(await job.work(self._connection))
             except RETRYABLE as error:
                 if attempt + 1 == _CONFLICT_TRIES:
                     return Error(translate(error, sent=job.writes))
