@@ -42,8 +42,7 @@ from queen.routes.answers import (
     request_id,
 )
 from queen.routes.call import Answer, Call
-from queen.routes.paging import limit_page
-from queen.routes.paths import decode_segment, encoded_path
+from queen.routes.paths import encoded_path
 from queen.routes.table import find_route
 from queen.service import Service
 from queen.streaming.delivery import Delivery
@@ -198,10 +197,9 @@ class Connection(TrioASGIHTTPConnection):
         headers = [*encode_headers(response.headers), *cors, (b"x-request-id", request.id.encode())]
         await send({"type": "http.response.start", "status": response.status_code, "headers": headers})
         last = b""
-        if request.method == "HEAD":  # the headers of one, and none: not every server drops it
-            pass
-        elif isinstance(response.response, DataBody):
-            last = response.response.data
+        if isinstance(response.response, DataBody):
+            if request.method != "HEAD":  # not every server drops the body of an answer to that
+                last = response.response.data
         else:
             async with response.response as body:
                 async for data in body:
@@ -290,10 +288,7 @@ class QueenApp(QuartTrio):
     async def _serve(self, route: Route, request: Request, segments: Mapping[str, str]) -> Response:
         context = self.service.require_context()
         body = await self._read_body(request) if route.method == "POST" else b""
-        parameters = {name: decode_segment(segment, name) for name, segment in segments.items()}
-        request.call = Call(parameters=parameters, query=request.query_string, body=body, producer_sub=request.subject)
-        if self.service.pages is not None:
-            limit_page(route, request.call, self.service.pages)
+        request.call = self.service.make_call(route, segments, request.query_string, body, request.subject)
         return self._respond(await route.handler(context, request.call))
 
     async def _read_body(self, request: Request) -> bytes:

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
@@ -19,8 +19,11 @@ from queen.config.settings import PageSettings, Settings
 from queen.engine.engine import open_engine
 from queen.errors import StartupError, StorageUnavailable
 from queen.model.snapshot import Snapshot
-from queen.routes.call import Context, Counters, no_supervisor
+from queen.routes import Route
+from queen.routes.call import Call, Context, Counters, no_supervisor
 from queen.routes.cors import Cors
+from queen.routes.paging import limit_page
+from queen.routes.paths import decode_segment
 
 log = structlog.get_logger("queen.http")
 
@@ -49,7 +52,7 @@ class Service:
         self.settings = settings
         self.counters = Counters()
         self.cors = Cors(settings.cors)
-        self.pages = None if settings.pages == PageSettings() else settings.pages
+        self._pages = None if settings.pages == PageSettings() else settings.pages
         self.context: Context | None = None
         self.requests_in_flight = 0
         self.stopped = trio.Event()
@@ -61,6 +64,23 @@ class Service:
         if self.context is None:
             raise StorageUnavailable("the server is not running: its lifespan has not started, or has ended")
         return self.context
+
+    def make_call(
+        self, route: Route, names: Mapping[str, str], query: bytes, body: bytes, producer_sub: str | None
+    ) -> Call:
+        """What the handler of a route is given.
+
+        Args:
+            names: what stands for the names in its path, still percent-encoded.
+
+        Raises:
+            InvalidRequest: the escapes of the path or of the query are not UTF-8.
+        """
+        parameters = {name: decode_segment(part, name) for name, part in names.items()}
+        call = Call(parameters=parameters, query=query, body=body, producer_sub=producer_sub)
+        if self._pages is not None:
+            limit_page(route, call, self._pages)
+        return call
 
     def begin_drain(self, *, replaced: bool = False) -> None:
         """Shutting down: waiting pops are answered at once. Harmless when repeated.

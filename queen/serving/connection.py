@@ -34,9 +34,8 @@ from queen.routes.answers import (
     problem_of,
     request_id,
 )
-from queen.routes.call import Answer, Call
-from queen.routes.paging import limit_page
-from queen.routes.paths import decode_segment, encoded_path
+from queen.routes.call import Answer
+from queen.routes.paths import encoded_path
 from queen.service import Service
 from queen.serving.heads import CHUNKED, CONTINUE, head_of
 from queen.serving.parser import Parser, Request
@@ -207,15 +206,11 @@ class Connection:
         path = request.path
         if not path.startswith("/"):  # absolute form, as sent to a proxy
             path = encoded_path({"path": unquote(path), "raw_path": path.encode()})
-        service = self._service
-        context = service.require_context()
+        context = self._service.require_context()
         authorization = request.headers.get(b"authorization", b"").decode("latin-1")
         route, names, subject = await find_admitted(context.access, request.method, path, authorization)
         body = await self._receive_body(request) if route.method == "POST" else b""
-        parameters = {name: decode_segment(part, name) for name, part in names.items()}
-        request.call = Call(parameters=parameters, query=request.query, body=body, producer_sub=subject)
-        if service.pages is not None:
-            limit_page(route, request.call, service.pages)
+        request.call = self._service.make_call(route, names, request.query, body, subject)
         self._busy = True
         if self._hung_up:
             self._scope.cancel()

@@ -110,6 +110,7 @@ async def test_what_is_no_route_is_told_only_to_who_may_know(http: Http) -> None
         assert (await http.request(method, path)).status == 401
         assert (await http.request(method, path, headers=bearer("read-only"))).status == 403
         assert (await http.request(method, path, headers=bearer())).status in (404, 405)
+    assert (await http.get("/nothing")).json == {"error": "Not Found"}  # a page would be open, and there is none
 
 
 async def test_options_is_open_on_any_path(http: Http) -> None:

@@ -179,37 +179,29 @@ def write_push(messages: Sequence[NewMessage], results: Sequence[PushResult]) ->
 def refused_results(messages: Sequence[NewMessage], error: QueueFull) -> list[dict[str, object]]:
     """What became of the items of a push that found no room: nothing, of those that would have had room neither."""
     return [
-        {
-            "index": index,
-            "transaction_id": message.transaction_id,
-            "status": "failed",
-            "error": error.code if message.queue in error.queues else "not_stored",
-            "transactionId": message.transaction_id,
-            "queueName": message.queue,
-            "queue": message.queue,
-            "partition": message.partition,
-        }
+        _failed(index, message, error.code if message.queue in error.queues else "not_stored")
         for index, message in enumerate(messages)
     ]
 
 
 def write_failed(messages: Sequence[NewMessage], error: QueenError) -> bytes:
     """The answer to a push that should have gone to the spool and could not: nothing of it is kept anywhere."""
-    results: list[Failed] = [
-        {
-            "index": index,
-            "status": "failed",
-            "error": error.detail,
-            "code": error.code,
-            "transaction_id": message.transaction_id,
-            "transactionId": message.transaction_id,
-            "queueName": message.queue,
-            "queue": message.queue,
-            "partition": message.partition,
-        }
-        for index, message in enumerate(messages)
-    ]
-    return msgspec.json.encode(results)
+    return msgspec.json.encode(
+        [_failed(index, message, error.detail) | {"code": error.code} for index, message in enumerate(messages)]
+    )
+
+
+def _failed(index: int, message: NewMessage, error: str) -> dict[str, object]:
+    return {
+        "index": index,
+        "transaction_id": message.transaction_id,
+        "status": "failed",
+        "error": error,
+        "transactionId": message.transaction_id,
+        "queueName": message.queue,
+        "queue": message.queue,
+        "partition": message.partition,
+    }
 
 
 def write_buffered(messages: Sequence[NewMessage], buffered: Buffered) -> bytes:
