@@ -25,7 +25,7 @@ import sqlite3
 import struct
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -299,22 +299,28 @@ class Spool:
         self._limit_drain = trio.CapacityLimiter(1)
         self._held = False
         _make_directory(directory)
-        self._state_fd = os.open(directory / "state", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        self._drain_fd = os.open(directory / "drain", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         self._reserve = _Reserve(directory)
-        self._writer = self._open_file()
-        self._drainer = self._open_file()
-        with self._writer.locked():
-            if os.fstat(self._state_fd).st_size < mmap.PAGESIZE:
-                os.posix_fallocate(self._state_fd, 0, mmap.PAGESIZE)  # a hole would be SIGBUS on a full disk
-            self._map = mmap.mmap(self._state_fd, mmap.PAGESIZE)
-            self._words = memoryview(self._map).cast("Q")
-            self._create()
-            self._publish(self._writer)
-            self._words[_BACKLOG] = int(self.figures.pending_entries > 0)
-            if not self.backlog or (self._reserve.is_spent and self._reserve.free_bytes > 2 * RESERVE_BYTES):
-                self._reserve.make()
-        _sync_directory(directory)
+        with ExitStack() as opened:  # so that one that cannot be used leaves nothing open
+            self._state_fd = os.open(directory / "state", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            opened.callback(os.close, self._state_fd)
+            self._drain_fd = os.open(directory / "drain", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            opened.callback(os.close, self._drain_fd)
+            self._writer = self._open_file()
+            opened.callback(self._writer.close)
+            self._drainer = self._open_file()
+            opened.callback(self._drainer.close)
+            with self._writer.locked():
+                if os.fstat(self._state_fd).st_size < mmap.PAGESIZE:
+                    os.posix_fallocate(self._state_fd, 0, mmap.PAGESIZE)  # a hole would be SIGBUS on a full disk
+                self._map = opened.enter_context(mmap.mmap(self._state_fd, mmap.PAGESIZE))
+                self._words = opened.enter_context(memoryview(self._map).cast("Q"))
+                self._create()
+                self._publish(self._writer)
+                self._words[_BACKLOG] = int(self.figures.pending_entries > 0)
+                if not self.backlog or (self._reserve.is_spent and self._reserve.free_bytes > 2 * RESERVE_BYTES):
+                    self._reserve.make()
+            _sync_directory(directory)
+            self._opened = opened.pop_all()
 
     def _open_file(self) -> _File:
         """After a crash SQLite wants room for what it shares between processes, before anything can be drained."""
@@ -709,12 +715,7 @@ class Spool:
 
     def close(self) -> None:
         """Blocks shortly."""
-        for file in (self._writer, self._drainer):
-            file.close()
-        self._words.release()
-        self._map.close()
-        os.close(self._state_fd)
-        os.close(self._drain_fd)
+        self._opened.close()
 
 
 def _is_full(error: sqlite3.OperationalError) -> bool:

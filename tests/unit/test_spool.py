@@ -8,7 +8,7 @@ import struct
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 import msgspec
@@ -315,6 +315,17 @@ async def test_a_spool_of_a_newer_version_is_left_alone(directory: Path) -> None
     with pytest.raises(StartupError, match="newer version"):
         async with open_spool(directory, MAX_BYTES, NO_KEY):
             pass
+
+    assert opened_below(directory) == []
+
+
+def opened_below(directory: Path) -> list[Path]:
+    """What this process has open there."""
+    targets = []
+    for descriptor in Path("/proc/self/fd").iterdir():
+        with suppress(FileNotFoundError):  # the one that the directory was read with
+            targets.append(descriptor.readlink())
+    return [target for target in targets if target.is_relative_to(directory)]
 
 
 async def test_a_directory_that_cannot_be_made_is_a_sentence(tmp_path: Path) -> None:
