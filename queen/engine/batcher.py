@@ -15,7 +15,7 @@ storage's own state, each request of the batch is written alone.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Generic, TypeVar
@@ -56,6 +56,7 @@ log = structlog.get_logger("queen.engine")
 class _Entry(Generic[Item, Result]):
     item: Item
     weight: int
+    kind: str
     done: trio.Event = field(default_factory=trio.Event)
     outcome: Outcome[Result] | None = None
     abandoned: bool = False
@@ -107,15 +108,15 @@ class Pause:
         return (self._until, waiting + self._expected) if self._share >= _WORTH else (now, waiting)
 
 
-@dataclass(frozen=True, slots=True)
-class BatcherStatistics:
-    """A snapshot: requests waiting, writes in flight, and totals since the start."""
+@dataclass(slots=True)
+class Tally:
+    """Of requests of one kind: those that wait, and totals since the start. A write is counted for every kind in it,
+    its time for the kind it has most of."""
 
-    waiting: int
-    writing: int
-    requests: int
-    writes: int
-    busy_seconds: float  # all writes together
+    waiting: int = 0
+    requests: int = 0
+    writes: int = 0
+    busy_seconds: float = 0.0
 
 
 class Batcher(Generic[Item, Result]):
@@ -154,19 +155,22 @@ class Batcher(Generic[Item, Result]):
         self._wake = trio.Event()
         self._begun = 0  # writes in flight, or about to be
         self._writing: dict[trio.lowlevel.Task, tuple[float, list[_Entry[Item, Result]]]] = {}  # by writer
-        self._requests = 0
-        self._writes = 0
-        self._busy_seconds = 0.0
+        self._tallies: dict[str, Tally] = {}
         self._idle = trio.Event()
 
-    async def submit(self, item: Item, weight: int = 1) -> Result:
-        """Have ``item`` written with whatever else waits; return its own result or raise its own error."""
+    async def submit(self, item: Item, weight: int = 1, kind: str | None = None) -> Result:
+        """Have ``item`` written with whatever else waits; return its own result or raise its own error.
+
+        ``kind``: what it counts as, where not all items are alike.
+        """
         if len(self._waiting) >= self._max_waiting:
             raise Overloaded(f"too many requests wait for {self._name}; nothing was applied; try again")
-        entry: _Entry[Item, Result] = _Entry(item, weight)
+        entry: _Entry[Item, Result] = _Entry(item, weight, kind or self._name)
         self._waiting.append(entry)
         self._waiting_weight += weight
-        self._requests += 1
+        tally = self._tallies.setdefault(entry.kind, Tally())
+        tally.waiting += 1
+        tally.requests += 1
         self._pause.arrived(entry.since)
         if len(self._waiting) >= self._wanted or self._waiting_weight >= self._max_weight:
             self._wake.set()
@@ -211,14 +215,9 @@ class Batcher(Generic[Item, Result]):
             while len(self._waiting) < wanted and self._waiting_weight < self._max_weight:
                 await self._wait_for(wanted)
 
-    def waiting(self) -> list[Item]:
-        """What waits to be written."""
-        return [entry.item for entry in self._waiting]
-
-    def statistics(self) -> BatcherStatistics:
-        return BatcherStatistics(
-            len(self._waiting), len(self._writing), self._requests, self._writes, self._busy_seconds
-        )
+    def tally(self, kind: str | None = None) -> Tally:
+        """What there was of a kind; it goes on counting."""
+        return self._tallies.setdefault(kind or self._name, Tally())
 
     def doing(self) -> list[BatchWrite]:
         """The writes in flight, and the one that is to come if anybody waits for it."""
@@ -244,10 +243,17 @@ class Batcher(Generic[Item, Result]):
             del self._writing[ours]
             self._begun -= 1
             self._idle.set()
-            self._busy_seconds += now - started_at
+            self._count(batch, now - started_at)
             self._limiter.ended(now, weight, hungry=bool(self._waiting))
             self._pause.ended(now, now - started_at, len(batch), len(self._waiting))
             self._wake.set()
+
+    def _count(self, batch: list[_Entry[Item, Result]], seconds: float) -> None:
+        counts = Counter(entry.kind for entry in batch)
+        for kind in counts:
+            self._tallies[kind].writes += 1
+        ((most, _),) = counts.most_common(1)
+        self._tallies[most].busy_seconds += seconds
 
     def _take(self) -> list[_Entry[Item, Result]]:
         batch: list[_Entry[Item, Result]] = []
@@ -255,6 +261,7 @@ class Batcher(Generic[Item, Result]):
         while self._waiting and (not batch or weight + self._waiting[0].weight <= self._max_weight):
             entry = self._waiting.popleft()
             self._waiting_weight -= entry.weight
+            self._tallies[entry.kind].waiting -= 1
             if entry.abandoned:
                 continue  # not begun: its caller is gone, so it is not applied
             batch.append(entry)
@@ -262,7 +269,6 @@ class Batcher(Generic[Item, Result]):
         return batch
 
     async def _write_batch(self, batch: list[_Entry[Item, Result]]) -> None:
-        self._writes += 1
         try:
             results = await self._write([entry.item for entry in batch])
         except Exception as error:  # noqa: BLE001  every caller gets it or a verdict of its own

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import datetime
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, cast
 from uuid import UUID, uuid4
 
 import msgspec
@@ -17,7 +17,7 @@ import trio
 
 from queen.config.settings import Settings
 from queen.engine.admin import POP_MAINTENANCE, Admin
-from queen.engine.batcher import Batcher
+from queen.engine.batcher import Batcher, Tally
 from queen.engine.housekeeping import run_housekeeping
 from queen.engine.monitor import Monitor
 from queen.engine.spooling import PUSH_MAINTENANCE, Spooling
@@ -66,7 +66,11 @@ MESSAGE_WEIGHT: Final = 256
 
 TURNOVER_WEIGHT: Final = 20_000
 CLAIM_WEIGHT: Final = 312
-"""Of one write of claims and acks: at most 64 claims, or 20,000 acks."""
+SMALL_PUSH_WEIGHT: Final = 20
+"""Of one write of claims, acks and small pushes: at most 64 claims, 20,000 acks or 1,000 pushes."""
+
+SMALL_PUSH: Final = 16 * MESSAGE_WEIGHT
+"""What a push may weigh that is written with claims and acks. A larger one is worth a write of its own."""
 
 MOST_WRITERS: Final = 1
 """Writes of one kind in flight. Two make more and smaller flushes: 0.107 commits and 377 CPU-µs a message instead of
@@ -140,6 +144,11 @@ class LeasedBatch:
         await self._engine.give_back(self._outcome, self.group, self.lease_id)
 
 
+_Turning = PushRequest | ClaimRequest | Sequence[Ack]
+_Turned = list[PushResult] | QueenError | ClaimOutcome | list[AckResult] | None
+"""None: a push that is not to be had with the others."""
+
+
 class _Look(NamedTuple):
     """What a look at storage found. ``gone``: a queue or group that this worker believed in is not there any more."""
 
@@ -172,17 +181,14 @@ class Engine:
         self._acks: Batcher[Sequence[Ack], list[AckResult]] = Batcher(
             "ack", self._write_acks, most_writers=MOST_WRITERS, max_weight=20_000, max_waiting=MAX_WAITING
         )
-        self._turnover: Batcher[ClaimRequest | Sequence[Ack], ClaimOutcome | list[AckResult]] = Batcher(
-            "pop",
+        self._turnover: Batcher[_Turning, _Turned] = Batcher(
+            "turnover",
             self._write_turnover,
             most_writers=MOST_WRITERS,
             max_weight=TURNOVER_WEIGHT,
             max_waiting=MAX_WAITING,
             abandoned=self._abandon,
         )
-        self._acks_turned_over = 0  # requests, of those that the batcher above was given
-        self._ack_turnovers = 0  # its writes that had some
-        self._claim_turnovers = 0  # and those that had claims
         self.spooling = Spooling(spool, store, settings, self._store_push, self._write_pushes, self.read_switches)
         store.on_back = self._storage_is_back
         store.catalogue.changed = self._queue_changed
@@ -219,8 +225,12 @@ class Engine:
         return await self.spooling.push(PushRequest(messages, producer_sub))
 
     async def _store_push(self, request: PushRequest) -> list[PushResult]:
-        messages = request.messages
-        return await self._pushes.submit(request, MESSAGE_WEIGHT * len(messages) + request.payload_bytes)
+        weight = MESSAGE_WEIGHT * len(request.messages) + request.payload_bytes
+        if weight <= SMALL_PUSH and self.store.buckets == 1 and self.store.pushes.is_common(request):
+            results = await self._turnover.submit(request, SMALL_PUSH_WEIGHT, "push")
+            if results is not None:
+                return cast(list[PushResult], results)
+        return await self._pushes.submit(request, weight)
 
     async def _write_pushes(self, requests: Sequence[PushRequest]) -> list[list[PushResult] | QueueFull]:
         results, woken = await self.store.pushes.push(requests)
@@ -361,6 +371,7 @@ class Engine:
                 lease_id=lease_id,
             ),
             CLAIM_WEIGHT,
+            "pop",
         )
         assert isinstance(outcome, ClaimOutcome)
         if outcome.claims:
@@ -372,35 +383,34 @@ class Engine:
             catalogue.forget_group(queue.queue_id, group)
         return _Look(due_seconds=outcome.due_seconds, gone=bool(outcome.unregistered))
 
-    async def _write_turnover(
-        self, items: Sequence[ClaimRequest | Sequence[Ack]]
-    ) -> list[ClaimOutcome | list[AckResult]]:
-        """Claims, and acks that cannot fail, in one commit: a consumer goes from one to the other and back."""
+    async def _write_turnover(self, items: Sequence[_Turning]) -> list[_Turned]:
+        """Small pushes, acks that cannot fail, and claims, in one commit."""
+        pushes = [item for item in items if isinstance(item, PushRequest)]
         requests = [item for item in items if isinstance(item, ClaimRequest)]
-        acks = [item for item in items if not isinstance(item, ClaimRequest)]
-        self._ack_turnovers += bool(acks)
-        self._claim_turnovers += bool(requests)
-        outcomes: list[ClaimOutcome] = []
-        results: list[list[AckResult]] = []
-        released: list[Released] = []
-        surpluses: list[Surplus] = []
-        if acks and requests:
-            flush = self.store.acks.flush_of(acks)
-            outcomes, surpluses = await self.store.claims.ack_and_claim(flush, requests)
-            self.store.acks.done(flush)
-            results, released = flush.results, flush.released
-        elif acks:
-            results, released = await self.store.acks.ack(acks)
-        else:
+        acks = [item for item in items if not isinstance(item, ClaimRequest | PushRequest)]
+        if len(pushes) == len(items):
+            return list(await self._write_pushes(pushes))
+        if len(requests) == len(items):
             outcomes, surpluses = await self.store.claims.claim(requests)
-        self._tell_released(released)
-        for surplus in surpluses:
-            self._tell_surplus(surplus)
-        next_outcome, next_results = iter(outcomes), iter(results)
-        return [next(next_outcome) if isinstance(item, ClaimRequest) else next(next_results) for item in items]
+            self._tell_surpluses(surpluses)
+            return list(outcomes)
+        turned = await self.store.turnover.write(pushes, acks, requests)
+        self._tell_woken(turned.woken)
+        self._tell_released(turned.released)
+        self._tell_surpluses(turned.surpluses)
+        pushed = iter(turned.pushed if turned.pushed is not None else [None] * len(pushes))
+        acked, claimed = iter(turned.acked), iter(turned.claimed)
+        return [
+            next(claimed)
+            if isinstance(item, ClaimRequest)
+            else next(pushed)
+            if isinstance(item, PushRequest)
+            else next(acked)
+            for item in items
+        ]
 
-    def _abandon(self, item: ClaimRequest | Sequence[Ack], result: ClaimOutcome | list[AckResult]) -> None:
-        """The pop that asked is gone: its claims go back. Acks are done all the same."""
+    def _abandon(self, item: _Turning, result: _Turned) -> None:
+        """The pop that asked is gone: its claims go back. Pushes and acks are done all the same."""
         if isinstance(item, ClaimRequest) and isinstance(result, ClaimOutcome) and result.claims:
             self._returns.append((result, item.group, item.lease_id))
             self._returned.set()
@@ -433,10 +443,8 @@ class Engine:
         if not acks:
             return []
         if self.store.buckets == 1 and all(ack.status is AckStatus.COMPLETED for ack in acks):
-            self._acks_turned_over += 1
-            results = await self._turnover.submit(acks, len(acks))
-            assert not isinstance(results, ClaimOutcome)
-            return results
+            results = await self._turnover.submit(acks, len(acks), "ack")
+            return cast(list[AckResult], results)
         return await self._acks.submit(acks, len(acks))
 
     async def _write_acks(self, requests: Sequence[Sequence[Ack]]) -> list[list[AckResult]]:
@@ -541,25 +549,27 @@ class Engine:
                 if not self._wakeups.tell(hints, 1, news.partition):
                     self._tell_others_of_surplus(hints)
 
-    def _tell_surplus(self, surplus: Surplus) -> None:
+    def _tell_surpluses(self, surpluses: Iterable[Surplus]) -> None:
         """Consumers were served, and more could be."""
-        hints = hints_of(surplus.queue, surplus.group)
-        partition = UNNAMED if surplus.partition is None else surplus.partition
-        if surplus.due_seconds > 0:
-            self._wakeups.tell_at(hints, surplus.due_seconds, partition)
-        else:
-            # those who wait to look already will find it; but one of them may leave, so one at least is woken
-            pops = max(surplus.pops - self._waiting_claims(), 1)
-            if not self._wakeups.tell(hints, pops, partition):
-                self._tell_others_of_surplus(hints)
+        for surplus in surpluses:
+            hints = hints_of(surplus.queue, surplus.group)
+            partition = UNNAMED if surplus.partition is None else surplus.partition
+            if surplus.due_seconds > 0:
+                self._wakeups.tell_at(hints, surplus.due_seconds, partition)
+            else:
+                # those who wait to look already will find it; but one of them may leave, so one at least is woken
+                pops = max(surplus.pops - self._turnover.tally("pop").waiting, 1)
+                if not self._wakeups.tell(hints, pops, partition):
+                    self._tell_others_of_surplus(hints)
 
-    def _waiting_claims(self) -> int:
-        """Pops that wait to look."""
-        return sum(isinstance(item, ClaimRequest) for item in self._turnover.waiting())
+    def _tallies(self, verb: str) -> list[Tally]:
+        """Of a verb, of all batchers."""
+        return [batcher.tally(verb) for batcher in (self._pushes, self._acks, self._turnover)]
 
-    def _waiting_acks(self) -> int:
-        """Requests of acks that wait to be written."""
-        return self._acks.statistics().waiting + self._turnover.statistics().waiting - self._waiting_claims()
+    def _waiting_requests(self) -> dict[str, int]:
+        """By verb: requests that wait for a write."""
+        verbs = {"waiting_pushes": "push", "waiting_pops": "pop", "waiting_acks": "ack"}
+        return {gauge: sum(tally.waiting for tally in self._tallies(verb)) for gauge, verb in verbs.items()}
 
     def _queue_changed(self, queue: Queue) -> None:
         """Born or configured: everybody who waits for it looks again."""
@@ -742,25 +752,18 @@ class Engine:
             "pool_idle": storage["idle"],
             "pool_active": storage["size"] - storage["idle"],
             "pool_waiting": storage["waiting"],
-            "waiting_pushes": self._pushes.statistics().waiting,
-            "waiting_pops": self._waiting_claims(),
-            "waiting_acks": self._waiting_acks(),
+            **self._waiting_requests(),
             "parked": self._wakeups.parked_count,
         }
 
     def _writes(self) -> dict[str, int]:
         """What the batchers have done since the start."""
         counts: dict[str, int] = {}
-        for verb, batcher in (("push", self._pushes), ("pop", self._turnover), ("ack", self._acks)):
-            done = batcher.statistics()
-            counts[f"{verb}_writes"] = done.writes
-            counts[f"{verb}_written"] = done.requests
-            counts[f"{verb}_write_us"] = round(done.busy_seconds * 1e6)
-        # acks that were written with pops count as acks; the time of those writes stays with the pops
-        counts["pop_writes"] = self._claim_turnovers
-        counts["pop_written"] -= self._acks_turned_over
-        counts["ack_written"] += self._acks_turned_over
-        counts["ack_writes"] += self._ack_turnovers
+        for verb in ("push", "pop", "ack"):
+            tallies = self._tallies(verb)
+            counts[f"{verb}_writes"] = sum(tally.writes for tally in tallies)
+            counts[f"{verb}_written"] = sum(tally.requests for tally in tallies)
+            counts[f"{verb}_write_us"] = round(sum(tally.busy_seconds for tally in tallies) * 1e6)
         return counts
 
     def _waiting(self) -> list[Waiting]:
@@ -775,9 +778,7 @@ class Engine:
         """Gauges: parked pops, requests waiting per verb, connections."""
         return {
             "parked": self._wakeups.parked_count,
-            "waiting_pushes": self._pushes.statistics().waiting,
-            "waiting_pops": self._waiting_claims(),
-            "waiting_acks": self._waiting_acks(),
+            **self._waiting_requests(),
             **{f"connections_{name}": value for name, value in self.store.statistics().items()},
         }
 

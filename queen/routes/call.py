@@ -7,6 +7,8 @@ handlers through Quart; any other way in front of them only has to make a Call a
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
+from functools import lru_cache
+from types import MappingProxyType
 from typing import Final, NamedTuple
 from urllib.parse import parse_qsl
 
@@ -72,7 +74,7 @@ class Call:
         producer_sub: str | None = None,
     ) -> None:
         self.parameters = parameters or {}
-        self.query = parse_query(query) if query else {}
+        self.query: Mapping[str, str] = parse_query(query) if query else {}
         self.body = body
         self.producer_sub = producer_sub
         self.delivery: Delivery | None = None
@@ -81,6 +83,9 @@ class Call:
 
 
 JSON: Final = "application/json"
+
+REMEMBERED_QUERY_BYTES: Final = 512
+"""Of a query string whose parameters are remembered: a consumer asks with the same one each time."""
 
 
 NO_HEADERS: Final[Mapping[str, str]] = {}
@@ -101,13 +106,21 @@ class Answer(NamedTuple):
 Handler = Callable[[Context, Call], Awaitable[Answer]]
 
 
-def parse_query(query: bytes) -> dict[str, str]:
+def parse_query(query: bytes) -> Mapping[str, str]:
     """The query parameters, the last of a name winning. ``+`` is a space here, as in every form.
 
     Raises:
         InvalidRequest: an escape in it is not UTF-8.
     """
+    return _parse_again(query) if len(query) <= REMEMBERED_QUERY_BYTES else _parse_query(query)
+
+
+def _parse_query(query: bytes) -> Mapping[str, str]:
     try:
-        return dict(parse_qsl(query.decode("ascii"), keep_blank_values=True, errors="strict"))
+        pairs = parse_qsl(query.decode("ascii"), keep_blank_values=True, errors="strict")
     except (UnicodeDecodeError, ValueError):
         raise InvalidRequest("the query string must be percent-encoded UTF-8") from None
+    return MappingProxyType(dict(pairs))
+
+
+_parse_again = lru_cache(maxsize=256)(_parse_query)

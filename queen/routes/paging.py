@@ -15,7 +15,7 @@ def limit_page(route: Route, call: Call, pages: PageSettings) -> None:
     """
     if route.query is None or route.method != "GET":
         return
-    parameters, query = parameters_of(route.query), call.query
+    parameters, query = parameters_of(route.query), dict(call.query)
     if (limit := parameters.get("limit")) is not None:
         asked = limit.read(query.get("limit", ""))
         if asked is None:
@@ -27,3 +27,4 @@ def limit_page(route: Route, call: Call, pages: PageSettings) -> None:
     offset = parameters.get("offset")
     if offset is not None and pages.default_offset and offset.read(query.get("offset", "")) is None:
         query["offset"] = str(pages.default_offset)
+    call.query = query

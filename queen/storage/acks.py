@@ -36,6 +36,7 @@ LEASE_LOST: Final = "Invalid or expired lease"
 _STATUS_CODES: Final = {AckStatus.COMPLETED: 0, AckStatus.FAILED: 1, AckStatus.DLQ: 2, AckStatus.RETRY: 3}
 _LOCATE: Final = "SELECT * FROM queen.locate($1, $2, $3, $4, $5, $6, $7, $8)"
 _ACK: Final = "SELECT * FROM queen.ack_v2($1, NULL, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)"
+ACK_ARGUMENTS: Final = 9  # of those above, the last: AckFlush.arguments
 HOT: Final = (_LOCATE, _ACK)  # what nearly every ack runs
 _READ: Final = "SELECT * FROM queen.read_segments($1, $2, $3, $4, 1, 1, true)"
 _DEAD: Final = """

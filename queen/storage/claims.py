@@ -9,17 +9,18 @@ from __future__ import annotations
 import random
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from datetime import datetime
 from typing import Any, Final, NamedTuple
 from uuid import UUID
 
 import msgspec
+import structlog
 
+from queen.errors import QueenError
 from queen.model.message import ClaimedPartition, SegmentSlice
 from queen.model.queue import Queue
 from queen.observability.activity import Activity
-from queen.storage.acks import AckFlush
 from queen.storage.bridge import Bridge
 from queen.storage.connect import Connection
 from queen.storage.delivered import Delivered
@@ -32,24 +33,13 @@ reader holds in memory to a few segments (one segment is at most 1 MiB, or one m
 
 READ_SEGMENTS: Final = 2000
 _CLAIM: Final = "SELECT * FROM queen.claim_v3($1, NULL, $2, $3, $4, $5, $6, $7, $8, $9)"
-_ACK_AND_CLAIM: Final = """
-    SELECT a.run, a.lost, a.released, a.dead, a.retry_count, a.pending, NULL::text AS verdict, NULL::integer AS request,
-        NULL::uuid AS queue_id, NULL::uuid AS partition_id, NULL::text AS partition_name, NULL::bigint AS first_offset,
-        NULL::bigint AS end_offset, NULL::integer AS attempt, NULL::double precision AS due_seconds,
-        NULL::bigint AS base_offset, NULL::integer AS message_count, NULL::timestamptz AS created_at,
-        NULL::bigint AS id_prefix, NULL::boolean AS minted, NULL::smallint AS codec, NULL::integer AS raw_bytes,
-        NULL::text AS key_id, NULL::bytea AS body, NULL::integer[] AS erased, NULL::bigint[] AS skipped
-    FROM queen.ack_v2($1, NULL, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11) a
-    UNION ALL
-    SELECT NULL, NULL, NULL, NULL, c.retry_count, NULL, c.verdict, c.request, c.queue_id, c.partition_id,
-        c.partition_name, c.first_offset, c.end_offset, c.attempt, c.due_seconds, c.base_offset, c.message_count,
-        c.created_at, c.id_prefix, c.minted, c.codec, c.raw_bytes, c.key_id, c.body, c.erased, c.skipped
-    FROM queen.claim_v3($1, NULL, $2, $12, $13, $14, $15, $16, $17, $18) c
-"""
+CLAIM_ARGUMENTS: Final = 7  # of those above, the last: ClaimFlush.arguments
 _READY: Final = "SELECT * FROM queen.ready($1, NULL, $2, $3)"
 _READ: Final = "SELECT * FROM queen.read_segments($1, $2, $3, $4, $5, $6, $7)"
 _GIVE_BACK: Final = "SELECT queen.give_back($1, NULL, $2, $3, $4, $5, $6)"
 HOT: Final = (_CLAIM, _READY, _READ)  # what nearly every pop runs
+
+log = structlog.get_logger("queen.storage")
 
 
 class ClaimRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -157,6 +147,90 @@ class _Left:
         return more + [due for due in dues if due.due_seconds > 0 or (due.queue.name, due.group) not in known]
 
 
+class ClaimFlush:
+    """The claims of many requests, made as one. ``left``: what they have left, as the rows tell."""
+
+    def __init__(self, requests: Sequence[ClaimRequest], buckets: int) -> None:
+        self.requests = requests
+        self._buckets = buckets
+        self.reset()
+
+    def reset(self) -> None:
+        """Nothing is claimed: what was has been rolled back."""
+        self.outcomes = [ClaimOutcome(request.lease_id) for request in self.requests]
+        self.left = _Left()
+
+    def arguments(self, bucket: int, rank: int | None = None) -> list[Any] | None:
+        """Of queen.claim_v3, from the fourth on: what the requests still lack; None: nothing.
+
+        ``rank``: of each request only the queue in that place; None: all queues of the requests that have nothing.
+        """
+        requests = self.requests
+        rows: list[tuple[int, Queue]] = []
+        batches: list[int] = []
+        partitions: list[int] = []
+        for at, request in sorted(
+            enumerate(requests), key=lambda pair: (pair[1].queues[0].queue_id.int, pair[1].group)
+        ):
+            outcome = self.outcomes[at]
+            batch = request.batch - sum(claim.end - claim.first for claim in outcome.claims)
+            limit = request.partitions - len(outcome.claims)
+            elsewhere = request.partition_id is not None and bucket_of(request.partition_id, self._buckets) != bucket
+            if batch <= 0 or limit <= 0 or elsewhere or (rank is None and outcome.claims):
+                continue
+            for queue in request.queues if rank is None else request.queues[rank : rank + 1]:
+                rows.append((at, queue))
+                batches.append(batch)
+                partitions.append(limit)
+        if not rows:
+            return None
+        return [
+            [at for at, _ in rows],
+            [queue.queue_id for _, queue in rows],
+            [requests[at].group for at, _ in rows],
+            [requests[at].partition_id for at, _ in rows],
+            batches,
+            partitions,
+            [requests[at].lease_id for at, _ in rows],
+        ]
+
+    def take(self, answer: Iterable[Any]) -> None:
+        """Read what queen.claim_v3 says."""
+        left = self.left
+        for row in answer:
+            request, outcome = self.requests[row["request"]], self.outcomes[row["request"]]
+            verdict = row["verdict"]
+            if verdict == "segment":
+                outcome.rows.append((outcome.claims[-1], row))
+                continue
+            queue = next(q for q in request.queues if q.queue_id == row["queue_id"])
+            left.expired = left.expired or bool(row["raw_bytes"])
+            if verdict == "nothing":
+                outcome.due(row["due_seconds"])
+                if outcome.claims and row["due_seconds"] is not None:
+                    partition = outcome.claims[0].partition if request.partition_id else None
+                    left.due(queue, request.group, partition, row["due_seconds"])
+                continue
+            if verdict == "unregistered":
+                if queue not in outcome.unregistered:
+                    outcome.unregistered.append(queue)
+                continue
+            left.more(queue, request.group, row["partition_name"], row["message_count"], request.batch)
+            outcome.claims.append(
+                ClaimedPartition(
+                    queue=queue.name,
+                    partition=row["partition_name"],
+                    partition_id=row["partition_id"],
+                    first=row["first_offset"],
+                    end=row["end_offset"],
+                    retry_count=row["retry_count"],
+                    attempt=row["attempt"],
+                    skipped=tuple(row["skipped"] or ()),
+                    born_at=row["created_at"],
+                )
+            )
+
+
 _ENTRY_BYTES: Final = 600
 """What a segment takes in the cache besides its lines (measured): of one small message, most of it."""
 
@@ -206,78 +280,48 @@ class Claims:
         that a pop within one segment needs nothing more. What the keyring lacks is found out when slices are read.
         Beside the outcomes: what others could have now, or later.
         """
-        outcomes = [ClaimOutcome(request.lease_id) for request in requests]
-        left = _Left()
+        flush = self.flush_of(requests)
         several = False  # buckets had something
 
-        async def work(connection: Connection) -> list[tuple[ClaimOutcome, Any]]:
+        async def work(connection: Connection) -> None:
             nonlocal several
             if self._buckets == 1:
-                await self._claim_bucket(connection, 0, requests, outcomes, left)
-            else:
-                places = await self._promising(connection, requests, outcomes)
-                several = len(places) > 1
-                async with connection.transaction():
-                    for rank, bucket in places:
-                        await self._claim_bucket(connection, bucket, requests, outcomes, left, rank=rank)
-                    # who got nothing is asked for somewhere, to be told that a group is not registered any more
-                    for bucket in sorted(self._homes(requests, outcomes)):
-                        await self._claim_bucket(connection, bucket, requests, outcomes, left)
-            return await self._read_first(connection, outcomes)
+                await self._claim_bucket(connection, 0, flush)
+                return
+            flush.reset()
+            places = await self._promising(connection, flush)
+            several = len(places) > 1
+            async with connection.transaction():
+                for rank, bucket in places:
+                    await self._claim_bucket(connection, bucket, flush, rank=rank)
+                # who got nothing is asked for somewhere, to be told that a group is not registered any more
+                for bucket in sorted(self._homes(flush)):
+                    await self._claim_bucket(connection, bucket, flush)
 
-        read = await self._bridge.run(work)
-        return self._served(requests, outcomes, left, read, several=several)
+        await self._bridge.run(work)
+        return await self.done(flush, several=several)
 
-    async def ack_and_claim(
-        self, flush: AckFlush, requests: Sequence[ClaimRequest]
-    ) -> tuple[list[ClaimOutcome], list[Surplus]]:
-        """Apply acks, none of which may fail, and then claim, in one statement and one commit. One bucket only.
+    def flush_of(self, requests: Sequence[ClaimRequest]) -> ClaimFlush:
+        """A flush, unsent."""
+        return ClaimFlush(requests, self._buckets)
 
-        Acks wait for the locks of their cursors, in order; what is claimed is not waited for: so the two do not
-        get into each other's way, whoever else does the same.
-        """
-        outcomes = [ClaimOutcome(request.lease_id) for request in requests]
-        left = _Left()
-
-        async def work(connection: Connection) -> list[tuple[ClaimOutcome, Any]]:
-            await flush.locate(connection)
-            runs = flush.prepare().get(0, [])
-            wanted = self._wanted(0, requests, outcomes, None)
-            assert wanted is not None, "nothing has been claimed yet"
-            answer = await connection.fetch(_ACK_AND_CLAIM, 0, connection.epoch, *flush.arguments(runs), *wanted)
-            await flush.take(connection, 0, runs, [row for row in answer if row["verdict"] is None], self._keyring)
-            self._take([row for row in answer if row["verdict"] is not None], requests, outcomes, left)
-            return await self._read_first(connection, outcomes)
-
-        return self._served(requests, outcomes, left, await self._bridge.run(work), several=False)
-
-    def _served(
-        self,
-        requests: Sequence[ClaimRequest],
-        outcomes: list[ClaimOutcome],
-        left: _Left,
-        read: Sequence[tuple[ClaimOutcome, Any]],
-        *,
-        several: bool,
-    ) -> tuple[list[ClaimOutcome], list[Surplus]]:
-        """After the commit. ``read``: the first segments that were read besides; ``several`` buckets had something."""
-        for outcome, row in read:
-            outcome.rows.append((outcome.claims[0], row))
-        if left.expired:
+    async def done(self, flush: ClaimFlush, *, several: bool = False) -> tuple[list[ClaimOutcome], list[Surplus]]:
+        """Its commit was heard of: read the beginning. ``several`` buckets had something."""
+        await self._read_first(flush.outcomes)
+        if flush.left.expired:
             self.on_expired()
-        for request, outcome in zip(requests, outcomes, strict=True):
+        for request, outcome in zip(flush.requests, flush.outcomes, strict=True):
             if outcome.claims and (several or len(request.queues) > 1) and outcome.fills(request):
                 # it did not look everywhere
                 queue = next(queue for queue in request.queues if queue.name == outcome.claims[0].queue)
-                left.due(queue, request.group, None, 0.0)
-        return outcomes, left.surpluses()
+                flush.left.due(queue, request.group, None, 0.0)
+        return flush.outcomes, flush.left.surpluses()
 
-    async def _promising(
-        self, connection: Connection, requests: Sequence[ClaimRequest], outcomes: Sequence[ClaimOutcome]
-    ) -> list[tuple[int, int]]:
+    async def _promising(self, connection: Connection, flush: ClaimFlush) -> list[tuple[int, int]]:
         """asyncio flavor. Where there may be something: (rank, bucket), the rank being the place of a queue in its
         request. All buckets of a better rank come first; those of one in random order, so that none is favoured. The
         dues found are noted."""
+        requests, outcomes = flush.requests, flush.outcomes
         asked = [(at, rank) for at, request in enumerate(requests) for rank in range(len(request.queues))]
         queue_ids = [requests[at].queues[rank].queue_id for at, rank in asked]
         groups = [requests[at].group for at, _ in asked]
@@ -293,118 +337,46 @@ class Claims:
         random.shuffle(ordered)
         return sorted(ordered, key=lambda place: place[0])
 
-    def _homes(self, requests: Sequence[ClaimRequest], outcomes: Sequence[ClaimOutcome]) -> set[int]:
+    def _homes(self, flush: ClaimFlush) -> set[int]:
         """A bucket for each request that has nothing: its partition's, or any."""
         return {
             0 if request.partition_id is None else bucket_of(request.partition_id, self._buckets)
-            for request, outcome in zip(requests, outcomes, strict=True)
+            for request, outcome in zip(flush.requests, flush.outcomes, strict=True)
             if not outcome.claims
         }
 
     async def _claim_bucket(
-        self,
-        connection: Connection,
-        bucket: int,
-        requests: Sequence[ClaimRequest],
-        outcomes: Sequence[ClaimOutcome],
-        left: _Left,
-        *,
-        rank: int | None = None,
+        self, connection: Connection, bucket: int, flush: ClaimFlush, *, rank: int | None = None
     ) -> None:
-        """asyncio flavor. One call for what the requests still lack, those of one queue and group side by side.
-
-        ``rank``: of each request only the queue in that place; None: all queues of the requests that have nothing.
-        """
-        wanted = self._wanted(bucket, requests, outcomes, rank)
+        """asyncio flavor. One call for what the requests still lack, those of one queue and group side by side."""
+        wanted = flush.arguments(bucket, rank)
         if wanted is not None:
-            answer = await connection.fetch(_CLAIM, bucket, connection.epoch, *wanted)
-            self._take(answer, requests, outcomes, left)
+            flush.take(await connection.fetch(_CLAIM, bucket, connection.epoch, *wanted))
 
-    def _wanted(
-        self, bucket: int, requests: Sequence[ClaimRequest], outcomes: Sequence[ClaimOutcome], rank: int | None
-    ) -> list[Any] | None:
-        """The arguments of queen.claim_v3, from the fourth on: what the requests still lack; None: nothing."""
-        rows: list[tuple[int, Queue]] = []
-        batches: list[int] = []
-        partitions: list[int] = []
-        for at, request in sorted(
-            enumerate(requests), key=lambda pair: (pair[1].queues[0].queue_id.int, pair[1].group)
-        ):
-            outcome = outcomes[at]
-            batch = request.batch - sum(claim.end - claim.first for claim in outcome.claims)
-            limit = request.partitions - len(outcome.claims)
-            elsewhere = request.partition_id is not None and bucket_of(request.partition_id, self._buckets) != bucket
-            if batch <= 0 or limit <= 0 or elsewhere or (rank is None and outcome.claims):
-                continue
-            for queue in request.queues if rank is None else request.queues[rank : rank + 1]:
-                rows.append((at, queue))
-                batches.append(batch)
-                partitions.append(limit)
-        if not rows:
-            return None
-        return [
-            [at for at, _ in rows],
-            [queue.queue_id for _, queue in rows],
-            [requests[at].group for at, _ in rows],
-            [requests[at].partition_id for at, _ in rows],
-            batches,
-            partitions,
-            [requests[at].lease_id for at, _ in rows],
-        ]
-
-    @staticmethod
-    def _take(
-        answer: Sequence[Any], requests: Sequence[ClaimRequest], outcomes: Sequence[ClaimOutcome], left: _Left
-    ) -> None:
-        """Read what queen.claim_v3 says."""
-        for row in answer:
-            request, outcome = requests[row["request"]], outcomes[row["request"]]
-            verdict = row["verdict"]
-            if verdict == "segment":
-                outcome.rows.append((outcome.claims[-1], row))
-                continue
-            queue = next(q for q in request.queues if q.queue_id == row["queue_id"])
-            left.expired = left.expired or bool(row["raw_bytes"])
-            if verdict == "nothing":
-                outcome.due(row["due_seconds"])
-                if outcome.claims and row["due_seconds"] is not None:
-                    partition = outcome.claims[0].partition if request.partition_id else None
-                    left.due(queue, request.group, partition, row["due_seconds"])
-                continue
-            if verdict == "unregistered":
-                if queue not in outcome.unregistered:
-                    outcome.unregistered.append(queue)
-                continue
-            left.more(queue, request.group, row["partition_name"], row["message_count"], request.batch)
-            outcome.claims.append(
-                ClaimedPartition(
-                    queue=queue.name,
-                    partition=row["partition_name"],
-                    partition_id=row["partition_id"],
-                    first=row["first_offset"],
-                    end=row["end_offset"],
-                    retry_count=row["retry_count"],
-                    attempt=row["attempt"],
-                    skipped=tuple(row["skipped"] or ()),
-                    born_at=row["created_at"],
-                )
-            )
-
-    async def _read_first(
-        self, connection: Connection, outcomes: Sequence[ClaimOutcome]
-    ) -> list[tuple[ClaimOutcome, Any]]:
-        """asyncio flavor. The first segment of those outcomes whose claim came without it."""
+    async def _read_first(self, outcomes: Sequence[ClaimOutcome]) -> None:
+        """The first segment of those outcomes whose claim came without it, and that the cache has not."""
         wanted: dict[int, list[ClaimOutcome]] = {}
         for outcome in outcomes:
             if outcome.claims and not outcome.rows:
                 claim = outcome.claims[0]
                 if self._cache.get(claim, claim.first) is None:
                     wanted.setdefault(bucket_of(claim.partition_id, self._buckets), []).append(outcome)
-        found: list[tuple[ClaimOutcome, Any]] = []
-        for asking in wanted.values():
-            rows = await self._read_rows(connection, [outcome.claims[0] for outcome in asking], 1, each=True)
-            found += [(asking[row["part"] - 1], row) for row in rows]
-        return found
+        if not wanted:
+            return
+
+        async def read(connection: Connection) -> list[tuple[ClaimOutcome, Any]]:
+            found: list[tuple[ClaimOutcome, Any]] = []
+            for asking in wanted.values():
+                rows = await self._read_rows(connection, [outcome.claims[0] for outcome in asking], 1, each=True)
+                found += [(asking[row["part"] - 1], row) for row in rows]
+            return found
+
+        try:
+            for outcome, row in await self._bridge.run(read, writes=False):
+                outcome.rows.append((outcome.claims[0], row))
+        except QueenError as error:
+            # what is claimed stays so; each pop meets the reason when it reads for itself
+            log.info("claimed, and not read yet", error=error.detail)
 
     async def _read_rows(
         self,

@@ -60,7 +60,8 @@ _FIND_TOKEN: Final = """
 
 _STALE_TRIES: Final = 8
 _RESERVE: Final = "SELECT queen.reserve($1, NULL, $2, $3, $4)"
-_PUSH: Final = "SELECT * FROM queen.push(" + ", ".join(f"${i}" for i in range(1, 30)) + ")"
+PUSH_ARGUMENTS: Final = 29
+_PUSH: Final = f"SELECT * FROM queen.push({', '.join(f'${i}' for i in range(1, PUSH_ARGUMENTS + 1))})"
 HOT: Final = (_PUSH,)  # what nearly every push runs
 _PUSH_DELAYED: Final = _PUSH.replace("queen.push(", "queen.push_delayed(")
 
@@ -279,6 +280,11 @@ def _puts_off(queue: Queue) -> bool:
     return queue.options.delayed_processing_seconds > 0 or queue.options.window_buffer_seconds > 0
 
 
+def is_special(queue: Queue) -> bool:
+    """Whether more than storing is to be done for a push to the queue."""
+    return _puts_off(queue) or queue.options.max_size > 0 or queue.options.encryption_enabled
+
+
 def _message_id(id_prefix: int, partition_id: UUID, index: int) -> str:
     return f"{id_prefix_text(id_prefix)}{id_tail(partition_id)}{index:05x}"
 
@@ -423,6 +429,17 @@ class Flush:
         rows = await connection.fetch(call.statement, *call.arguments(bucket, checked=False, may_create=may_create))
         return self._take(call, rows)
 
+    def arguments(self, connection: Connection) -> list[Any]:
+        """Of queen.push, for a flush that is common (see :meth:`Pushes.is_common`) and is about to be sent."""
+        ((bucket, call),) = self.calls.items()
+        self.backend = connection.backend
+        return call.arguments(bucket, checked=False, may_create=False)
+
+    def take(self, rows: Sequence[Any]) -> list[Woken] | str:
+        """Read what queen.push said to those arguments: see :meth:`store_at_once`."""
+        (call,) = self.calls.values()
+        return self._take(call, rows)
+
     async def store(self, connection: Connection, *, may_create: bool) -> list[Woken] | str:
         """asyncio flavor, inside a transaction. All buckets; ids are checked under the locks that are then held."""
         self.backend = connection.backend
@@ -543,6 +560,27 @@ class Pushes:
 
         return await self._bridge.run(ask, writes=False)
 
+    def is_common(self, request: PushRequest) -> bool:
+        """Whether, as far as is known here, queen.push alone stores it: its partitions exist, and their queues ask for
+        nothing special."""
+        for place in {(message.queue, message.partition) for message in request.messages}:
+            queue = self._catalogue.cached(place[0])
+            if queue is None or is_special(queue) or partition_id_of(queue.queue_id, place[1]) not in self._known:
+                return False
+        return True
+
+    def common_flush_of(self, requests: Sequence[PushRequest]) -> Flush | None:
+        """A flush of requests that are common, ready to be sent; None: they are not (any more)."""
+        if not all(map(self.is_common, requests)):
+            return None
+        flush = self.flush_of(requests)
+        return flush if flush.prepare(self._catalogue) else None
+
+    def done(self, flush: Flush) -> None:
+        """Its commit was heard of: count it."""
+        self._remember(flush)
+        flush.count(self.activity)
+
     async def push(self, requests: Sequence[PushRequest]) -> tuple[list[list[PushResult] | QueueFull], list[Woken]]:
         """Store the messages of all requests in one commit. Atomic: all of them or, with an error, none; but for
         requests that find no room in a queue, of which nothing is stored: they get that error in place of results.
@@ -582,8 +620,7 @@ class Pushes:
                 tries = 0  # it is a smaller one each time
                 continue
             if not isinstance(verdict, str):
-                self._remember(flush)
-                flush.count(self.activity)
+                self.done(flush)
                 if not refused:
                     return list(flush.results()), verdict
                 results = dict(zip(taken, flush.results(), strict=True))

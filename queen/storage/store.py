@@ -43,6 +43,7 @@ from queen.storage.segments import Keyring
 from queen.storage.streams import Streams
 from queen.storage.traces import Traces
 from queen.storage.translate import CONNECTION_LOST
+from queen.storage.turnover import Turnover
 from queen.storage.warm import run_for_nothing, warm
 
 log = structlog.get_logger("queen.storage")
@@ -96,6 +97,7 @@ class Store:
         self.expiry = Expiry(bridge, keyring, buckets)
         self.claims.on_expired = self.expiry.notice
         self.acks = Acks(bridge, self.catalogue, self.pushes, self.claims.delivered, keyring, buckets)
+        self.turnover = Turnover(bridge, self.pushes, self.acks, self.claims, keyring)
         self.streams = Streams(bridge, self.catalogue, self.pushes, keyring, buckets)
         self.counts = Counts(bridge, buckets)
         self.groups = Groups(bridge, self.catalogue, self.counts)

@@ -13,12 +13,12 @@ import structlog
 import trio
 
 from queen.errors import QueenError
-from queen.storage import acks, claims, pushes
+from queen.storage import acks, claims, pushes, turnover
 from queen.storage.bridge import Bridge
 from queen.storage.connect import Connection
 
 CONNECTIONS: Final = 4  # a push, an ack and two pops at once; others are opened when there is more to do
-STATEMENTS: Final = (*pushes.HOT, *claims.HOT, *acks.HOT)
+STATEMENTS: Final = (*pushes.HOT, *claims.HOT, *acks.HOT, *turnover.HOT)
 WARM_SECONDS: Final = 2.0
 
 log = structlog.get_logger("queen.storage")

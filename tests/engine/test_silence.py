@@ -91,6 +91,30 @@ async def test_an_ack_under_way_when_postgresql_falls_silent_is_of_unknown_outco
     assert await through.drain("q") == []
 
 
+async def test_pushes_written_with_pops_when_postgresql_falls_silent_are_stored_once(
+    through: Broker, proxy: Proxy, sql: Session
+) -> None:
+    """Their statement has committed, and nobody has heard of it."""
+    await push(through, "q", 0)
+    await through.drain("q")
+    proxy.swallows_replies = True
+
+    async def pop() -> None:
+        with pytest.raises((StorageUnavailable, OutcomeUnknown)):
+            await through.pop("q")
+
+    with trio.fail_after(2 * PATIENCE_SECONDS):
+        async with trio.open_nursery() as requests:
+            for number in range(1, 6):
+                requests.start_soon(push, through, "q", number)
+                requests.start_soon(pop)
+    proxy.heal()
+
+    with trio.fail_after(PATIENCE_SECONDS):
+        await through.wait_until(lambda: not through.engine.spooling.active, PATIENCE_SECONDS)
+    assert await sql.fetchval("SELECT sum(message_count) FROM queen.segments") == 6
+
+
 async def test_a_pop_that_waits_sleeps_through_the_silence(through: Broker, proxy: Proxy) -> None:
     await push(through, "q", 0)
     await through.drain("q")

@@ -1,18 +1,23 @@
-"""Acks and pops that wait at the same time are one write: acks first."""
+"""Small pushes, acks and pops that wait at the same time are one write, in that order."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
+import msgspec
 import pytest
+import trio
 
+from queen.errors import QueueFull
 from queen.model.message import AckStatus
 from queen.model.queue import QUEUE_MODE
 from queen.storage.claims import ClaimOutcome, ClaimRequest
+from queen.storage.ids import uuid7_texts
+from queen.storage.pushes import PushRequest
 
 if TYPE_CHECKING:
-    from tests.conftest import Broker, DatabaseClock, Session
+    from tests.conftest import Broker, DatabaseClock, OpenBroker, Session
 
 
 @pytest.fixture
@@ -76,3 +81,116 @@ async def test_a_lost_lease_is_told_and_does_not_keep_a_pop_from_its_message(
     assert not isinstance(results, ClaimOutcome)
     assert [result.error for result in results] == ["Invalid or expired lease"]
     assert [(claim.first, claim.end, claim.attempt) for claim in outcome.claims] == [(0, 1, 2)]
+
+
+def push_of(broker: Broker, *payloads: object, partition: str = "Default", ids: list[str] | None = None) -> PushRequest:
+    given = ids or [None] * len(payloads)
+    return PushRequest(
+        [
+            broker.message(queue="q", partition=partition, payload=msgspec.json.encode(payload), transaction_id=text)
+            for payload, text in zip(payloads, given, strict=True)
+        ],
+        None,
+    )
+
+
+async def test_a_pop_gets_what_was_pushed_and_freed_in_the_same_write(broker: Broker, sql: Session) -> None:
+    await broker.push("q", "a", partition="one")
+    await broker.push("q", "b", partition="two")
+    popped = await broker.pop("q", partition="one")
+    acks = broker.acks_of(popped.messages, AckStatus.COMPLETED, lease=popped.lease)
+    items = [push_of(broker, "c", "d", partition="one"), acks, *[await claim_of(broker, "q", 10) for _ in range(3)]]
+
+    pushed, results, *outcomes = await broker.engine._write_turnover(items)
+
+    assert isinstance(pushed, list)
+    assert isinstance(results, list)
+    assert [result.duplicate for result in pushed] == [False, False]
+    assert [result.success for result in results] == [True]
+    claims = [claim for outcome in outcomes if isinstance(outcome, ClaimOutcome) for claim in outcome.claims]
+    assert sorted((claim.partition, claim.first, claim.end) for claim in claims) == [("one", 1, 3), ("two", 0, 1)]
+    commits = await sql.fetch(
+        "SELECT xmin::text FROM queen.segments WHERE message_count = 2 UNION SELECT xmin::text FROM queen.cursors"
+    )
+    assert len(commits) == 1
+    assert sum(isinstance(outcome, ClaimOutcome) and not outcome.claims for outcome in outcomes) == 1
+
+
+async def test_pushes_that_need_more_than_storing_are_left_to_their_own_way(broker: Broker) -> None:
+    ids = uuid7_texts(2)
+    await broker.push("q", "a", ids=ids[:1])
+    await broker.push("q", "of a group that is known")
+    assert await broker.pop("q", batch=1, auto_ack=True)
+
+    pushed, outcome = await broker.engine._write_turnover(
+        [push_of(broker, "a", "b", ids=ids), await claim_of(broker, "q")]
+    )
+
+    assert pushed is None  # one of them is stored already
+    assert isinstance(outcome, ClaimOutcome)
+    assert [(claim.first, claim.end) for claim in outcome.claims] == [(1, 2)]
+    assert [result.duplicate for result in await broker.push("q", "a", "b", ids=ids)] == [True, False]
+
+
+@pytest.mark.parametrize(
+    "options", [{"max_size": 10}, {"delayed_processing_seconds": 5}, {"window_buffer_seconds": 5}], ids=str
+)
+async def test_a_queue_that_asks_for_more_has_its_pushes_alone(broker: Broker, options: dict[str, int]) -> None:
+    await broker.push("q", 1)
+    assert broker.engine.store.pushes.is_common(push_of(broker, 2))
+    assert not broker.engine.store.pushes.is_common(push_of(broker, 2, partition="not there yet"))
+
+    await broker.configure("q", **options)
+
+    assert not broker.engine.store.pushes.is_common(push_of(broker, 2))
+    assert (await broker.push("q", 2))[0].duplicate is False
+
+
+async def test_a_queue_configured_by_another_worker_is_looked_at_again(broker: Broker, open_broker: OpenBroker) -> None:
+    await broker.push("q", 1)
+    async with open_broker() as other:
+        await other.configure("q", max_size=1)
+        # what this worker believes of the queue is not true any more, and it may not have heard of that yet
+        full: list[QueueFull] = []
+
+        async def push() -> None:
+            try:
+                await broker.push("q", 2)
+            except QueueFull as error:
+                full.append(error)
+
+        async with trio.open_nursery() as requests:
+            for _ in range(3):
+                requests.start_soon(broker.pop, "q")
+                requests.start_soon(push)
+    assert len(full) == 3
+
+
+async def test_small_pushes_go_with_pops_and_each_has_its_own_answer(broker: Broker, sql: Session) -> None:
+    for number in range(20):
+        await broker.push("q", "first", partition=str(number))
+    pushed: dict[int, str] = {}
+    popped: list[Any] = []
+
+    async def push(number: int) -> None:
+        for turn in range(5):
+            (result,) = await broker.push("q", [number, turn], partition=str(number))
+            pushed[number * 5 + turn] = result.message_id
+
+    async def pop() -> None:
+        for _ in range(6):
+            batch = await broker.pop("q", batch=1, wait=5)
+            popped.extend(batch.data)
+            await broker.ack(batch.messages, lease=batch.lease)
+
+    async with trio.open_nursery() as crowd:
+        for number in range(20):
+            crowd.start_soon(push, number)
+            crowd.start_soon(pop)
+
+    assert len(set(pushed.values())) == 100
+    assert len(popped) == 120
+    for number in range(20):
+        assert [turn for n, turn in (p for p in popped if p != "first") if n == number] == list(range(5))
+    stored = await sql.fetch("SELECT DISTINCT xmin::text FROM queen.segments")
+    assert len(stored) < 120  # or nothing was folded

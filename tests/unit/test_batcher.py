@@ -96,8 +96,7 @@ async def test_an_idle_batcher_writes_the_first_at_once_and_folds_the_rest(
     assert writes.batches == [["a"], ["b", "c", "d", "e"]]
     assert outcomes == {item: item.upper() for item in "abcde"}
     assert trio.current_time() == 2.0
-    statistics = batcher.statistics()
-    assert (statistics.waiting, statistics.writing, statistics.requests, statistics.writes) == (0, 0, 5, 2)
+    assert (batcher.tally().waiting, batcher.tally().requests, batcher.tally().writes) == (0, 5, 2)
 
 
 async def crowd(batcher: Batcher[str, str], clients: int, rounds: int, think_seconds: float, weight: int = 1) -> None:
@@ -129,7 +128,7 @@ async def test_a_crowd_that_returns_late_is_not_waited_for(writes: Writes, autoj
         for think_seconds in (0.6, 0.7, 0.8, 0.9):
             crowds.start_soon(crowd, batcher, 5, 30, think_seconds)
 
-    busy = batcher.statistics().busy_seconds
+    busy = batcher.tally().busy_seconds
     assert trio.current_time() - busy < 3  # it stood still for some first moments only
 
 
@@ -190,7 +189,7 @@ async def test_where_writes_take_turns_anyway_there_is_one(writes: Writes, autoj
     async with running(batcher):
         await crowd(batcher, 40, 60, 0.01)
 
-    concurrent = batcher.statistics().busy_seconds / trio.current_time()
+    concurrent = batcher.tally().busy_seconds / trio.current_time()
     assert concurrent < 1.3
 
 
