@@ -40,8 +40,11 @@ _BEGIN: Final = "SELECT * FROM queen.begin_cycle($1, $2, $3)"
 _CHANGE: Final = "SELECT queen.change_stream_state($1, NULL, $2, $3, $4, $5, $6, $7, $8, $9)"
 _ACK: Final = "SELECT * FROM queen.ack_cycle($1, NULL, $2, $3, $4, $5, $6, $7)"
 _END: Final = """
-    UPDATE queen.stream_partitions s SET last_digest = $4, last_answer = $5
-    WHERE s.bucket = $1 AND s.query_id = $2 AND s.partition_id = $3
+    -- a row that is locked and so exists: changed by ON CONFLICT, which finds it by its key
+    INSERT INTO queen.stream_partitions (bucket, query_id, partition_id, last_digest, last_answer)
+    VALUES ($1, $2, $3, $4, $5)
+    ON CONFLICT ON CONSTRAINT stream_partitions_pkey
+    DO UPDATE SET last_digest = excluded.last_digest, last_answer = excluded.last_answer
 """
 _STATE: Final = "SELECT * FROM queen.read_stream_state($1, $2, $3, $4, $5, $6, $7)"
 _QUEUE_OF: Final = """

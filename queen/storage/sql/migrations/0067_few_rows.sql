@@ -16,6 +16,12 @@ ALTER TABLE queen.stream_state ALTER COLUMN bucket SET (n_distinct = 1), ALTER C
 ALTER TABLE queen.expired_ranges ALTER COLUMN bucket SET (n_distinct = 1);
 ALTER TABLE queen.queue_sweeps ALTER COLUMN bucket SET (n_distinct = 1);
 
+-- Without statistics of columns (between the two halves of the first autovacuum of a table, and plans made then stay) a
+-- bucket is taken for as good as a key, too: one of 200. So no index that leads with it is left beside the key that pushes
+-- and pops are to find their partitions by.
+DROP INDEX queen.partitions_by_queue_and_age;
+CREATE INDEX partitions_by_queue_and_age ON queen.partitions (queue_id, bucket, oldest_at);
+
 -- Rare, and of many tables that may have been empty until now: planned for what there is, each time. Nothing is looked for
 -- where there is nothing to remove.
 CREATE OR REPLACE FUNCTION queen.remove_partitions(p_bucket integer, p_ids uuid[]) RETURNS void LANGUAGE plpgsql
