@@ -37,7 +37,8 @@ class Nats:
         return [message.data.decode() for message in messages]
 
     async def aclose(self) -> None:
-        await self._connection.drain()
+        await self._connection.flush()  # the acks; drain() would wait for ever for what fetch() has left in its queue
+        await self._connection.close()
 
 
 async def prepare(url: str) -> None:
