@@ -15,6 +15,7 @@ import msgspec
 import structlog
 import trio
 
+from queen.beat import next_beat
 from queen.config.settings import Settings
 from queen.engine.admin import POP_MAINTENANCE, Admin
 from queen.engine.batcher import Batcher, Tally
@@ -105,7 +106,7 @@ _GIVE_BACK_SECONDS: Final = 5.0
 _SETTLE_SECONDS: Final = 2.0
 """For claims in flight at the end. A claim takes milliseconds; where PostgreSQL is away, none of them will be known."""
 
-_SWITCHES_SECONDS: Final = 0.8
+_SWITCHES_SECONDS: Final = 0.75
 """Between two looks at the switches: they are to be obeyed within a second."""
 
 _PAUSED_SECONDS: Final = 0.5
@@ -655,7 +656,7 @@ class Engine:
     async def _run_switches(self) -> None:
         """Follow the switches. A hint tells of most changes at once; the look in between is for one that is lost."""
         while True:
-            with trio.move_on_after(_SWITCHES_SECONDS):
+            with trio.move_on_at(next_beat(_SWITCHES_SECONDS)):
                 await self._switched.wait()
             self._switched = trio.Event()
             questions = self._followers.take_questions()
@@ -701,7 +702,7 @@ class Engine:
     async def _run_sweep(self) -> None:
         """Find what lost hints would have told. One query for all topics in which somebody waits."""
         while True:
-            await trio.sleep(_SWEEP_SECONDS)
+            await trio.sleep_until(next_beat(_SWEEP_SECONDS))
             lots = self._wakeups.parked()
             if lots:
                 try:

@@ -22,6 +22,7 @@ from typing import Any, Final, NamedTuple
 import structlog
 import trio
 
+from queen.beat import next_beat
 from queen.config.settings import Settings
 from queen.engine.batcher import Batcher
 from queen.errors import (
@@ -224,7 +225,9 @@ class Spooling:
     async def _run_drain(self, spool: Spool) -> None:
         while True:
             interval_seconds = self._settings.spool_interval_seconds
-            with trio.move_on_after(interval_seconds if spool.backlog else max(interval_seconds, QUIET_SECONDS)):
+            with trio.move_on_at(
+                next_beat(interval_seconds if spool.backlog else max(interval_seconds, QUIET_SECONDS))
+            ):
                 await self._kick.wait()
             self._kick = trio.Event()
             if not spool.backlog or self.maintenance or self._store.away or not spool.lead():

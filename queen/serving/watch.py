@@ -20,6 +20,7 @@ from typing import Final, Protocol
 
 import trio
 
+from queen.beat import next_beat
 from queen.observability.doing import ConnectionRecord
 
 TICK_SECONDS: Final = 1.0
@@ -115,7 +116,7 @@ class Watch:
                 for number, _ in self._hang_ups.poll(0):
                     self._connections[number].hang_up()
                 if (now := trio.current_time()) >= tick:
-                    tick = now + TICK_SECONDS
+                    tick = next_beat(TICK_SECONDS)
                     self.date = formatdate(usegmt=True).encode()
                     for connection in self._connections.values():
                         if connection.idle_since + self._idle_seconds < now:

@@ -18,6 +18,7 @@ import structlog
 import trio
 import trio_asyncio
 
+from queen.beat import next_beat
 from queen.storage.bridge import Bridge, Connect
 from queen.storage.connect import Connection, hang_up
 from queen.storage.translate import CONNECTION_LOST
@@ -101,7 +102,7 @@ class Pulse:
 
     async def _watch(self) -> None:
         bridge = self._bridge
-        with trio.move_on_after(LOOK_SECONDS):
+        with trio.move_on_at(next_beat(LOOK_SECONDS)):
             await bridge.suspicion.wait()
         if not bridge.suspicion.is_set() and bridge.oldest_seconds() < STUCK_SECONDS:
             return

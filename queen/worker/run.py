@@ -25,6 +25,7 @@ import structlog
 import trio
 
 from queen.balance import Balance
+from queen.beat import next_beat
 from queen.config.settings import Settings
 from queen.config.sources import decode_settings
 from queen.control import (
@@ -232,7 +233,7 @@ class Worker:
         before = 0
         while True:
             requests = 0 if self._service is None else self._service.statistics().requests
-            due += LAG_SECONDS if requests != before else QUIET_LAG_SECONDS
+            due = due + LAG_SECONDS if requests != before else next_beat(QUIET_LAG_SECONDS)
             before = requests
             await trio.sleep_until(due)
             lag_seconds = trio.current_time() - due
@@ -242,7 +243,7 @@ class Worker:
     async def _beat(self) -> None:
         while True:
             await self._tell(self._heartbeat())
-            await trio.sleep(HEARTBEAT_SECONDS)
+            await trio.sleep_until(next_beat(HEARTBEAT_SECONDS))
 
     async def _tell(self, message: Message) -> None:
         # When the supervisor is gone, who hears its end drains; what is in flight is not cut short for want of an ear.
