@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import trio
 from trio.testing import MockClock
 
@@ -23,7 +25,7 @@ async def test_paces_that_are_multiples_of_one_another_fall_together(autojump_cl
 
     beats = {round(moment * 4) for moment in moments[0.25]}
     for seconds, times in moments.items():
-        assert all(later - earlier == seconds for earlier, later in zip(times, times[1:], strict=False))
+        assert all(later - earlier == seconds for earlier, later in pairwise(times))
         assert {round(moment * 4) for moment in times if moment <= moments[0.25][-1]} <= beats
 
 
