@@ -2,7 +2,8 @@
 
 A closed loop of pushes and pops with autoAck of one message each, as nothing makes more dead rows of a message; first
 undisturbed, then with a snapshot held by another session. Told are the rates of stretches before it and at its
-end, and the dead rows. Exit code 1 when the rate at the end is below 95 % of that before.
+end, the dead rows, and how many entries each look-up in an index reads. Exit code 1 when the rate at the end is below
+95 % of that before.
 
 python -m perf.pinned                      two minutes pinned, on a server of its own
 python -m perf.pinned --pinned-seconds 600
@@ -30,6 +31,12 @@ PARTITIONS = 100
 LEAST_RATIO = 0.95
 DRAIN_SECONDS = 60.0
 DEAD = "SELECT sum(n_dead_tup) FROM pg_stat_user_tables WHERE schemaname = 'queen'"
+INDEXES = ("partitions_pkey", "cursors_pkey", "cursors_ready")  # by which pushes and pops find what they change
+READ = (
+    "SELECT indexrelname, idx_scan, idx_tup_read FROM pg_stat_user_indexes WHERE schemaname = 'queen'"
+    f" AND indexrelname IN {INDEXES!r}"
+)
+REPORTED_SECONDS = 1.5  # backends report what they have read up to a second later
 
 
 @asynccontextmanager
@@ -55,6 +62,12 @@ async def pin(database: Database) -> AsyncIterator[None]:
             await process.stdin.aclose()  # psql ends, and its transaction with it
 
 
+async def read(database: Database) -> dict[str, tuple[int, int]]:
+    """By index: look-ups so far, and the entries that they read."""
+    rows = (row.split("|") for row in (await database.psql(READ)).splitlines())
+    return {name: (int(scans), int(entries)) for name, scans, entries in rows}
+
+
 async def stretch(server: Server, queue: str, seconds: float) -> tuple[Outcome, Outcome]:
     """The load; what is left over is taken, too."""
     bodies = PushBodies(server.url, queue, batch=1, partitions=PARTITIONS)
@@ -77,29 +90,35 @@ async def stretch(server: Server, queue: str, seconds: float) -> tuple[Outcome, 
     return pushed, popped
 
 
-def tell(when: str, pushed: Outcome, popped: Outcome, dead: str) -> float:
-    """Print a stretch; returns pushes and pops a second together."""
-    rate = pushed.rate + popped.rate
+async def told(when: str, server: Server, queue: str, seconds: float) -> float:
+    """A stretch, printed; returns pushes and pops a second together."""
+    before = await read(server.database)
+    pushed, popped = await stretch(server, queue, seconds)
+    await trio.sleep(REPORTED_SECONDS)
+    after = await read(server.database)
+    entries: list[str] = []
+    for name in INDEXES:
+        lookups, found = (later - earlier for earlier, later in zip(before[name], after[name], strict=True))
+        entries.append(f"{name} {found / max(lookups, 1):,.0f}")
     print(
         f"{when:<16}{pushed.rate:>9,.0f} pushes/s{popped.rate:>9,.0f} pops/s, p99 {pushed.percentile_ms(99):.1f} and"
-        f" {popped.percentile_ms(99):.1f} ms; {int(dead):,} dead rows",
+        f" {popped.percentile_ms(99):.1f} ms; {int(await server.database.psql(DEAD)):,} dead rows; entries a look-up:"
+        f" {', '.join(entries)}",
         flush=True,
     )
-    return rate
+    return pushed.rate + popped.rate
 
 
 async def measure(arguments: argparse.Namespace) -> float:
     """The ratio of the rates."""
     async with open_server(arguments.workers) as server:
         await stretch(server, "warm-up", 2.0)
-        before = tell("undisturbed", *await stretch(server, "q", arguments.seconds), await server.database.psql(DEAD))
+        before = await told("undisturbed", server, "q", arguments.seconds)
         async with pin(server.database):
             began = trio.current_time()
             while (left := arguments.pinned_seconds - arguments.seconds - (trio.current_time() - began)) > 0:
-                held = await stretch(server, "q", min(left, 30.0))
-                tell("pinned", *held, await server.database.psql(DEAD))
-            last = await stretch(server, "q", arguments.seconds)
-            after = tell("pinned, the end", *last, await server.database.psql(DEAD))
+                await told("pinned", server, "q", min(left, 30.0))
+            after = await told("pinned, the end", server, "q", arguments.seconds)
         return after / before
 
 
