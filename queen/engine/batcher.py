@@ -215,6 +215,10 @@ class Batcher(Generic[Item, Result]):
             while len(self._waiting) < wanted and self._waiting_weight < self._max_weight:
                 await self._wait_for(wanted)
 
+    def fits(self, weight: int) -> bool:
+        """Whether the next write would hold an item like that."""
+        return self._waiting_weight + weight <= self._max_weight
+
     def tally(self, kind: str | None = None) -> Tally:
         """What there was of a kind; it goes on counting."""
         return self._tallies.setdefault(kind or self._name, Tally())

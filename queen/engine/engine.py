@@ -71,7 +71,9 @@ SMALL_PUSH_WEIGHT: Final = 20
 """Of one write of claims, acks and small pushes: at most 64 claims, 20,000 acks or 1,000 pushes."""
 
 SMALL_PUSH: Final = 16 * MESSAGE_WEIGHT
-"""What a push may weigh that is written with claims and acks. A larger one is worth a write of its own."""
+SMALL_POP: Final = 100
+"""What a push may weigh, and how many messages a pop may ask for, to be written with the others. Larger ones are worth
+writes of their own, for which small ones need not wait."""
 
 MOST_WRITERS: Final = 1
 """Writes of one kind in flight. Two make more and smaller flushes: 0.107 commits and 377 CPU-µs a message instead of
@@ -182,6 +184,14 @@ class Engine:
         self._acks: Batcher[Sequence[Ack], list[AckResult]] = Batcher(
             "ack", self._write_acks, most_writers=MOST_WRITERS, max_weight=20_000, max_waiting=MAX_WAITING
         )
+        self._pops: Batcher[ClaimRequest, ClaimOutcome] = Batcher(
+            "pop",
+            self._write_claims,
+            most_writers=MOST_WRITERS,
+            max_weight=TURNOVER_WEIGHT,
+            max_waiting=MAX_WAITING,
+            abandoned=self._abandon,
+        )
         self._turnover: Batcher[_Turning, _Turned] = Batcher(
             "turnover",
             self._write_turnover,
@@ -190,6 +200,7 @@ class Engine:
             max_waiting=MAX_WAITING,
             abandoned=self._abandon,
         )
+        self._batchers = (self._pushes, self._acks, self._pops, self._turnover)
         self.spooling = Spooling(spool, store, settings, self._store_push, self._write_pushes, self.read_switches)
         store.on_back = self._storage_is_back
         store.catalogue.changed = self._queue_changed
@@ -227,7 +238,12 @@ class Engine:
 
     async def _store_push(self, request: PushRequest) -> list[PushResult]:
         weight = MESSAGE_WEIGHT * len(request.messages) + request.payload_bytes
-        if weight <= SMALL_PUSH and self.store.buckets == 1 and self.store.pushes.is_common(request):
+        if (
+            weight <= SMALL_PUSH
+            and self.store.buckets == 1
+            and self._turnover.fits(SMALL_PUSH_WEIGHT)  # not behind a crowd of pops
+            and self.store.pushes.is_common(request)
+        ):
             results = await self._turnover.submit(request, SMALL_PUSH_WEIGHT, "push")
             if results is not None:
                 return cast(list[PushResult], results)
@@ -360,20 +376,16 @@ class Engine:
             dues = await self.store.claims.ready([(queue.queue_id, group) for queue in known])
             known = self._turns.order(request, known, dues)
         lease_id = None if request.auto_ack else uuid4()
-        outcome = await self._turnover.submit(
-            ClaimRequest(
-                queues=tuple(known),
-                group=group,
-                partition_id=None
-                if request.partition is None
-                else partition_id_of(known[0].queue_id, request.partition),
-                batch=request.batch,
-                partitions=request.partitions if request.partition is None else 1,
-                lease_id=lease_id,
-            ),
-            CLAIM_WEIGHT,
-            "pop",
+        claim = ClaimRequest(
+            queues=tuple(known),
+            group=group,
+            partition_id=None if request.partition is None else partition_id_of(known[0].queue_id, request.partition),
+            batch=request.batch,
+            partitions=request.partitions if request.partition is None else 1,
+            lease_id=lease_id,
         )
+        small = request.batch <= SMALL_POP
+        outcome = await (self._turnover if small else self._pops).submit(claim, CLAIM_WEIGHT, "pop")
         assert isinstance(outcome, ClaimOutcome)
         if outcome.claims:
             if len(known) > 1:
@@ -384,6 +396,11 @@ class Engine:
             catalogue.forget_group(queue.queue_id, group)
         return _Look(due_seconds=outcome.due_seconds, gone=bool(outcome.unregistered))
 
+    async def _write_claims(self, requests: Sequence[ClaimRequest]) -> list[ClaimOutcome]:
+        outcomes, surpluses = await self.store.claims.claim(requests)
+        self._tell_surpluses(surpluses)
+        return outcomes
+
     async def _write_turnover(self, items: Sequence[_Turning]) -> list[_Turned]:
         """Small pushes, acks that cannot fail, and claims, in one commit."""
         pushes = [item for item in items if isinstance(item, PushRequest)]
@@ -392,9 +409,7 @@ class Engine:
         if len(pushes) == len(items):
             return list(await self._write_pushes(pushes))
         if len(requests) == len(items):
-            outcomes, surpluses = await self.store.claims.claim(requests)
-            self._tell_surpluses(surpluses)
-            return list(outcomes)
+            return list(await self._write_claims(requests))
         turned = await self.store.turnover.write(pushes, acks, requests)
         self._tell_woken(turned.woken)
         self._tell_released(turned.released)
@@ -435,6 +450,7 @@ class Engine:
 
     async def settle(self) -> None:
         """Until what is being claimed for callers who are gone is known, and with it what is to go back."""
+        await self._pops.wait_idle()
         await self._turnover.wait_idle()
 
     # -- ack ------------------------------------------------------------------------------------------------------
@@ -559,13 +575,13 @@ class Engine:
                 self._wakeups.tell_at(hints, surplus.due_seconds, partition)
             else:
                 # those who wait to look already will find it; but one of them may leave, so one at least is woken
-                pops = max(surplus.pops - self._turnover.tally("pop").waiting, 1)
+                pops = max(surplus.pops - sum(tally.waiting for tally in self._tallies("pop")), 1)
                 if not self._wakeups.tell(hints, pops, partition):
                     self._tell_others_of_surplus(hints)
 
     def _tallies(self, verb: str) -> list[Tally]:
         """Of a verb, of all batchers."""
-        return [batcher.tally(verb) for batcher in (self._pushes, self._acks, self._turnover)]
+        return [batcher.tally(verb) for batcher in self._batchers]
 
     def _waiting_requests(self) -> dict[str, int]:
         """By verb: requests that wait for a write."""
@@ -743,7 +759,7 @@ class Engine:
 
     def doing(self) -> list[BatchWrite]:
         """The writes of requests at hand."""
-        return [write for batcher in (self._pushes, self._acks, self._turnover) for write in batcher.doing()]
+        return [write for batcher in self._batchers for write in batcher.doing()]
 
     def _gauges(self) -> dict[str, int]:
         """The gauges of the monitor that are the engine's."""
@@ -786,7 +802,7 @@ class Engine:
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Everything that runs in the background, until cancelled."""
         async with trio.open_nursery() as tasks:
-            for batcher in (self._pushes, self._acks, self._turnover):
+            for batcher in self._batchers:
                 await tasks.start(batcher.run)
             await tasks.start(self.admin.run)
             await tasks.start(self.spooling.run)

@@ -194,3 +194,20 @@ async def test_small_pushes_go_with_pops_and_each_has_its_own_answer(broker: Bro
         assert [turn for n, turn in (p for p in popped if p != "first") if n == number] == list(range(5))
     stored = await sql.fetch("SELECT DISTINCT xmin::text FROM queen.segments")
     assert len(stored) < 120  # or nothing was folded
+
+
+async def test_a_small_push_does_not_wait_for_a_large_pop(broker: Broker, sql: Session) -> None:
+    await broker.push("q", 1)
+    assert await broker.pop("q")
+
+    async def pop() -> None:
+        await broker.pop("q", batch=1000)
+
+    await sql.execute("BEGIN")
+    await sql.execute("LOCK TABLE queen.consumer_groups IN ACCESS EXCLUSIVE MODE")  # pops look there
+    async with trio.open_nursery() as consumers:
+        consumers.start_soon(pop)
+        await sql.wait_for("SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted)")
+        with trio.fail_after(10):
+            assert not (await broker.push("q", 2))[0].duplicate
+        await sql.execute("ROLLBACK")
