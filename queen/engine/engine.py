@@ -556,7 +556,10 @@ class Engine:
                 self._wakeups.tell_at(hints, news.due_seconds, news.partition)
                 self._tell_others(hints)
             elif not self._wakeups.tell(hints, 1, news.partition):
-                self._tell_others(hints)
+                if self._wakeups.is_looking(hints, news.partition):
+                    self._tell_others_of_surplus(hints)  # those who look here will find it, if they are quick enough
+                else:
+                    self._tell_others(hints)
 
     def _tell_released(self, released: Iterable[Released]) -> None:
         for news in released:

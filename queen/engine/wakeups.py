@@ -131,19 +131,22 @@ class Wakeups:
 
         Returns how many were woken.
         """
-        woken = 0
+        return sum(lot.wake(count) for lot in self._concerned(hints, partition))
+
+    def is_looking(self, hints: Iterable[str], partition: str) -> bool:
+        """Whether somebody looks for it, or waits to: told of it, they look again."""
+        return any(True for _ in self._concerned(hints, partition))
+
+    def _concerned(self, hints: Iterable[str], partition: str | None) -> Iterator[Lot]:
         for name in hints:
             for topic in tuple(self._by_hint.get(name, ())):
                 if partition is None or topic.partition is None or topic.partition == partition:
-                    woken += self._lots[topic].wake(count)
-        return woken
+                    yield self._lots[topic]
 
     def tell_at(self, hints: Iterable[str], seconds: float, partition: str | None = None) -> None:
         """News that becomes true in ``seconds``."""
-        for name in hints:
-            for topic in tuple(self._by_hint.get(name, ())):
-                if partition is None or topic.partition is None or topic.partition == partition:
-                    self.set_timer(self._lots[topic], seconds)
+        for lot in self._concerned(hints, partition):
+            self.set_timer(lot, seconds)
         self._forget_timers()
 
     def tell_all(self) -> None:

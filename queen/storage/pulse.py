@@ -35,6 +35,9 @@ ASK_SECONDS: Final = 1.0
 ASK_AGAIN_SECONDS: Final = 0.4
 """How long a fresh connection and its answer may take after that."""
 
+CUT_TRIES: Final = 3
+"""Fresh connections that are cut in a row before PostgreSQL counts as away."""
+
 STALL_SECONDS: Final = 0.2
 """If a wait ends this much later than it should, it was this process that did not run: the answer may lie there."""
 
@@ -125,13 +128,23 @@ class Pulse:
                 return True
             took_seconds = trio.current_time() - started_at
             if took_seconds < ASK_SECONDS / 2:  # it was cut, not silent
-                return bool(await trio_asyncio.aio_as_trio(self._ask)(ASK_SECONDS))
+                return await self._lets_in()
             if took_seconds < ASK_SECONDS + STALL_SECONDS:
                 started_at = trio.current_time()
                 if await trio_asyncio.aio_as_trio(self._ask)(ASK_AGAIN_SECONDS):
                     return True
                 if trio.current_time() - started_at < ASK_AGAIN_SECONDS + STALL_SECONDS:
                     return False
+
+    async def _lets_in(self) -> bool:
+        """Whether a fresh connection gets an answer. Whoever ends backends may end that one, too."""
+        for _ in range(CUT_TRIES):
+            started_at = trio.current_time()
+            if await trio_asyncio.aio_as_trio(self._ask)(ASK_SECONDS):
+                return True
+            if trio.current_time() - started_at >= ASK_SECONDS / 2:
+                break
+        return False
 
     async def _wait_back(self) -> None:
         self._bridge.suspicion = trio.Event()

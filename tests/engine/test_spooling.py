@@ -198,6 +198,24 @@ async def test_a_backend_that_is_ended_costs_no_push(broker: Broker, sql: Sessio
     assert await broker.drain("q") == list(range(20))
 
 
+async def test_connections_that_are_cut_one_after_the_other_do_not_mean_that_postgresql_is_away(
+    broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[bool] = []
+    ask = Pulse._ask
+
+    async def cut(pulse: Pulse, seconds: float) -> bool:
+        asked.append(len(asked) >= 3 and await ask(pulse, seconds))
+        return asked[-1]
+
+    monkeypatch.setattr(Pulse, "_ask", cut)
+    broker.engine.store._bridge.suspicion.set()
+    await broker.wait_until(lambda: len(asked) >= 4)
+
+    assert asked[:4] == [False, False, False, True]
+    assert not broker.engine.store.away
+
+
 async def test_work_that_only_waits_for_a_lock_does_not_mean_that_postgresql_is_away(
     broker: Broker, sql: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:

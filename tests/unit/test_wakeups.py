@@ -97,6 +97,16 @@ async def test_a_hint_that_finds_nobody_says_so(wakeups: Wakeups) -> None:
         assert lot.signals == 1, "whoever is just looking has to look again"
 
 
+async def test_whoever_looks_for_it_is_known_until_he_leaves(wakeups: Wakeups) -> None:
+    news = hints_of(queue_named("q"), QUEUE_MODE)
+    assert not wakeups.is_looking(news, "a")
+    with wakeups.visit(at(partition="b")):
+        assert not wakeups.is_looking(news, "a")
+        with wakeups.visit(at()):
+            assert wakeups.is_looking(news, "a")
+    assert not wakeups.is_looking(news, "b")
+
+
 async def test_a_hint_between_look_and_park_is_not_lost(wakeups: Wakeups) -> None:
     """The pop notes the count before it looks, and parks only if it has not moved."""
     looks = 0
