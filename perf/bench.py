@@ -40,6 +40,7 @@ from perf.wire import Connection, get
 RESULTS = PROJECT / "perf" / "results"
 CELL_SECONDS = 600.0  # no cell may take longer, whatever hangs
 DRAIN_SECONDS = 60.0
+SETTLE_SECONDS = 25.0  # until autovacuum and the counts have dealt with what a load has left
 WARM_UP_SECONDS = 0.5
 BIG_POP = 100_000
 
@@ -447,6 +448,7 @@ async def run_partitions(cell: Cell, server: Server, queue: str, seconds: float)
         check_popped(popped, expected)
         rows.append(row(cell, f"pop of {what}", server, popped, usage))
     rows[2].over_base, rows[3].over_base = over(rows[2], rows[0]), over(rows[3], rows[1])
+    await trio.sleep(SETTLE_SECONDS)
     async with measured(server) as usage:
         await trio.sleep(max(5 * seconds, 5.0))
     idle = row(cell, "idle", server, Outcome(), usage, 1)
