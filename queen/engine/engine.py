@@ -99,7 +99,7 @@ _GONE_TRIES: Final = 5
 _NOTIFY_PAUSE_SECONDS: Final = 0.002
 """Least time between two notifications of this worker: under load they are folded, an idle one goes at once."""
 
-_SURPLUS_PAUSE_SECONDS: Final = 0.05
+_SURPLUS_PAUSE_SECONDS: Final = 0.1
 """The same for what is left over while consumers here are at work: a notification costs a commit, and under load nobody
 elsewhere waits for it most of the time."""
 
