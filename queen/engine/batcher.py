@@ -163,12 +163,13 @@ class Batcher(Generic[Item, Result]):
 
         ``kind``: what it counts as, where not all items are alike.
         """
+        kind = kind or self._name
         if len(self._waiting) >= self._max_waiting:
-            raise Overloaded(f"too many requests wait for {self._name}; nothing was applied; try again")
-        entry: _Entry[Item, Result] = _Entry(item, weight, kind or self._name)
+            raise Overloaded(f"too many requests wait for {kind}; nothing was applied; try again")
+        entry: _Entry[Item, Result] = _Entry(item, weight, kind)
         self._waiting.append(entry)
         self._waiting_weight += weight
-        tally = self._tallies.setdefault(entry.kind, Tally())
+        tally = self.tally(kind)
         tally.waiting += 1
         tally.requests += 1
         self._pause.arrived(entry.since)
