@@ -26,6 +26,11 @@ def buckets() -> int:
     return 1
 
 
+async def turn_over(broker: Broker, items: list[Any]) -> list[Any]:
+    """One write of these."""
+    return list(await broker.engine._write_turnover(items))
+
+
 async def claim_of(broker: Broker, queue: str, batch: int = 1) -> ClaimRequest:
     found = await broker.engine.store.catalogue.find(queue)
     assert found is not None
@@ -41,11 +46,10 @@ async def test_a_pop_gets_what_an_ack_of_the_same_write_has_freed(broker: Broker
     claims = [await claim_of(broker, "q"), await claim_of(broker, "q")]
     before = await sql.fetchval("SELECT xmin::text FROM queen.cursors")
 
-    first, results, second = await broker.engine._write_turnover([claims[0], acks, claims[1]])
+    first, results, second = await turn_over(broker, [claims[0], acks, claims[1]])
 
     assert isinstance(first, ClaimOutcome)
     assert isinstance(second, ClaimOutcome)
-    assert not isinstance(results, ClaimOutcome)
     assert [(result.success, result.lease_released) for result in results] == [(True, True)]
     assert [(claim.first, claim.end) for claim in first.claims] == [(1, 2)]
     assert not second.claims
@@ -58,7 +62,7 @@ async def test_many_pops_each_get_a_partition_of_their_own(broker: Broker) -> No
         await broker.push("q", 1, 2, partition=partition)
     assert await broker.pop("q", batch=1, auto_ack=True, partition="a")
 
-    outcomes = await broker.engine._write_turnover([await claim_of(broker, "q") for _ in range(6)])
+    outcomes = await turn_over(broker, [await claim_of(broker, "q") for _ in range(6)])
 
     claims = [outcome.claims for outcome in outcomes if isinstance(outcome, ClaimOutcome)]
     got = sorted((claim.partition, claim.first, claim.end) for taken in claims for claim in taken)
@@ -75,16 +79,15 @@ async def test_a_lost_lease_is_told_and_does_not_keep_a_pop_from_its_message(
     await database_clock.advance(11)
     acks = broker.acks_of(popped.messages, AckStatus.COMPLETED, lease=popped.lease)
 
-    results, outcome = await broker.engine._write_turnover([acks, await claim_of(broker, "q")])
+    results, outcome = await turn_over(broker, [acks, await claim_of(broker, "q")])
 
     assert isinstance(outcome, ClaimOutcome)
-    assert not isinstance(results, ClaimOutcome)
     assert [result.error for result in results] == ["Invalid or expired lease"]
     assert [(claim.first, claim.end, claim.attempt) for claim in outcome.claims] == [(0, 1, 2)]
 
 
 def push_of(broker: Broker, *payloads: object, partition: str = "Default", ids: list[str] | None = None) -> PushRequest:
-    given = ids or [None] * len(payloads)
+    given: list[str | None] = [*ids] if ids else [None] * len(payloads)
     return PushRequest(
         [
             broker.message(queue="q", partition=partition, payload=msgspec.json.encode(payload), transaction_id=text)
@@ -101,7 +104,7 @@ async def test_a_pop_gets_what_was_pushed_and_freed_in_the_same_write(broker: Br
     acks = broker.acks_of(popped.messages, AckStatus.COMPLETED, lease=popped.lease)
     items = [push_of(broker, "c", "d", partition="one"), acks, *[await claim_of(broker, "q", 10) for _ in range(3)]]
 
-    pushed, results, *outcomes = await broker.engine._write_turnover(items)
+    pushed, results, *outcomes = await turn_over(broker, items)
 
     assert isinstance(pushed, list)
     assert isinstance(results, list)
@@ -122,9 +125,7 @@ async def test_pushes_that_need_more_than_storing_are_left_to_their_own_way(brok
     await broker.push("q", "of a group that is known")
     assert await broker.pop("q", batch=1, auto_ack=True)
 
-    pushed, outcome = await broker.engine._write_turnover(
-        [push_of(broker, "a", "b", ids=ids), await claim_of(broker, "q")]
-    )
+    pushed, outcome = await turn_over(broker, [push_of(broker, "a", "b", ids=ids), await claim_of(broker, "q")])
 
     assert pushed is None  # one of them is stored already
     assert isinstance(outcome, ClaimOutcome)
@@ -135,7 +136,7 @@ async def test_pushes_that_need_more_than_storing_are_left_to_their_own_way(brok
 @pytest.mark.parametrize(
     "options", [{"max_size": 10}, {"delayed_processing_seconds": 5}, {"window_buffer_seconds": 5}], ids=str
 )
-async def test_a_queue_that_asks_for_more_has_its_pushes_alone(broker: Broker, options: dict[str, int]) -> None:
+async def test_a_queue_that_asks_for_more_has_its_pushes_alone(broker: Broker, options: dict[str, Any]) -> None:
     await broker.push("q", 1)
     assert broker.engine.store.pushes.is_common(push_of(broker, 2))
     assert not broker.engine.store.pushes.is_common(push_of(broker, 2, partition="not there yet"))
