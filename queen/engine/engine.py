@@ -578,7 +578,7 @@ class Engine:
                 self._wakeups.tell_at(hints, surplus.due_seconds, partition)
             else:
                 # those who wait to look already will find it; but one of them may leave, so one at least is woken
-                pops = max(surplus.pops - sum(tally.waiting for tally in self._tallies("pop")), 1)
+                pops = max(surplus.pops - self._waiting_for("pop"), 1)
                 if not self._wakeups.tell(hints, pops, partition):
                     self._tell_others_of_surplus(hints)
 
@@ -586,10 +586,14 @@ class Engine:
         """Of a verb, of all batchers."""
         return [batcher.tally(verb) for batcher in self._batchers]
 
+    def _waiting_for(self, verb: str) -> int:
+        """Requests of a verb that wait for a write."""
+        return sum(tally.waiting for tally in self._tallies(verb))
+
     def _waiting_requests(self) -> dict[str, int]:
         """By verb: requests that wait for a write."""
         verbs = {"waiting_pushes": "push", "waiting_pops": "pop", "waiting_acks": "ack"}
-        return {gauge: sum(tally.waiting for tally in self._tallies(verb)) for gauge, verb in verbs.items()}
+        return {gauge: self._waiting_for(verb) for gauge, verb in verbs.items()}
 
     def _queue_changed(self, queue: Queue) -> None:
         """Born or configured: everybody who waits for it looks again."""

@@ -280,7 +280,7 @@ def _puts_off(queue: Queue) -> bool:
     return queue.options.delayed_processing_seconds > 0 or queue.options.window_buffer_seconds > 0
 
 
-def is_special(queue: Queue) -> bool:
+def _is_special(queue: Queue) -> bool:
     """Whether more than storing is to be done for a push to the queue."""
     return _puts_off(queue) or queue.options.max_size > 0 or queue.options.encryption_enabled
 
@@ -424,16 +424,14 @@ class Flush:
 
         Returns the cursors woken, or the verdict that kept everything from being stored.
         """
-        ((bucket, call),) = self.calls.items()
-        self.backend = connection.backend
-        rows = await connection.fetch(call.statement, *call.arguments(bucket, checked=False, may_create=may_create))
-        return self._take(call, rows)
+        (call,) = self.calls.values()
+        return self.take(await connection.fetch(call.statement, *self.arguments(connection, may_create=may_create)))
 
-    def arguments(self, connection: Connection) -> list[Any]:
-        """Of queen.push, for a flush that is common (see :meth:`Pushes.is_common`) and is about to be sent."""
+    def arguments(self, connection: Connection, *, may_create: bool) -> list[Any]:
+        """Of queen.push, for a flush of one bucket that is about to be sent."""
         ((bucket, call),) = self.calls.items()
         self.backend = connection.backend
-        return call.arguments(bucket, checked=False, may_create=False)
+        return call.arguments(bucket, checked=False, may_create=may_create)
 
     def take(self, rows: Sequence[Any]) -> list[Woken] | str:
         """Read what queen.push said to those arguments: see :meth:`store_at_once`."""
@@ -565,7 +563,7 @@ class Pushes:
         nothing special."""
         for place in {(message.queue, message.partition) for message in request.messages}:
             queue = self._catalogue.cached(place[0])
-            if queue is None or is_special(queue) or partition_id_of(queue.queue_id, place[1]) not in self._known:
+            if queue is None or _is_special(queue) or partition_id_of(queue.queue_id, place[1]) not in self._known:
                 return False
         return True
 

@@ -99,7 +99,8 @@ class Turnover:
                 if push_flush is None:
                     answer = await connection.fetch(_WITHOUT_PUSHES, *arguments)
                 else:
-                    answer = await connection.fetch(_WITH_PUSHES, *arguments, *push_flush.arguments(connection))
+                    arguments += push_flush.arguments(connection, may_create=False)
+                    answer = await connection.fetch(_WITH_PUSHES, *arguments)
                     verdict = push_flush.take([row for row in answer if row["verb"] == "push"])
                 claim_flush.take(row for row in answer if row["verb"] == "pop")
             # committed; looks again for messages of leases that are lost
