@@ -11,6 +11,8 @@ from operator import itemgetter
 from typing import Any, Final, NamedTuple
 from uuid import UUID, uuid4
 
+import structlog
+
 from queen.model.message import Ack, AckResult, AckStatus, LeaseExtension, PushResult
 from queen.observability.activity import Activity
 from queen.storage.bridge import Bridge
@@ -54,6 +56,8 @@ _DEAD: Final = """
 _BACK_OFF: Final = "SELECT queen.back_off($1, NULL, $2, $3)"
 _EXTEND: Final = "SELECT * FROM queen.extend_lease($1, NULL, $2, $3, $4)"
 _STALE_TRIES: Final = 8
+
+log = structlog.get_logger("queen.storage")
 
 
 class Released:
@@ -176,11 +180,6 @@ class AckFlush:
                 dead_letters=dead,
             )
 
-    @property
-    def may_fail(self) -> bool:
-        """Whether a message may become a dead letter or come again later, so that the flush needs a transaction."""
-        return any(ack.status is not AckStatus.COMPLETED for request in self.requests for ack in request)
-
     async def locate(self, connection: Connection) -> None:
         """asyncio flavor. Find every message named that was not delivered here."""
         by_bucket: dict[int, list[_Partition]] = {}
@@ -200,7 +199,7 @@ class AckFlush:
                 await self._locate(connection, bucket, again, by_key=True)
 
     async def _locate(
-        self, connection: Connection, bucket: int, partitions: list[_Partition], *, by_key: bool = False
+        self, connection: Connection, bucket: int, partitions: Sequence[_Partition], *, by_key: bool = False
     ) -> None:
         probes: list[tuple[int, IdRange]] = []
         keys: list[tuple[int, str, bytes]] = []
@@ -338,7 +337,7 @@ class AckFlush:
         ]
 
     async def apply(self, connection: Connection, keyring: Keyring) -> None:
-        """asyncio flavor. Move the cursors; where :attr:`may_fail`, inside a transaction. Sets the results."""
+        """asyncio flavor, inside a transaction. Move the cursors, and set the results."""
         by_bucket = self.prepare()
         for bucket in sorted(by_bucket):
             runs = by_bucket[bucket]
@@ -349,15 +348,10 @@ class AckFlush:
         self, connection: Connection, bucket: int, runs: Sequence[_Entry], rows: list[Any], keyring: Keyring
     ) -> None:
         """asyncio flavor. Read what queen.ack_v2 says of the runs, and see to what is dead or comes again."""
-        rows.sort(key=itemgetter("run"))
+        self.hear(runs, rows)
+        await self.find_again(connection, bucket, self.unsure(runs))
         again: dict[tuple[UUID, str], None] = {}  # what was given back
-        lost = [entry for entry, row in zip(runs, rows, strict=True) if row["lost"]]
-        await self._find_again(connection, bucket, lost)
-        for row, (partition, group, request, _, run) in zip(rows, runs, strict=True):
-            run.lost, run.released, run.dead = row["lost"], row["released"], row["dead"]
-            run.retry_count = row["retry_count"]
-            if row["pending"]:
-                self.released.append(Released(partition.queue, group, partition.name))
+        for partition, group, _, _, run in runs:
             if run.released and not run.dead and run.status in (AckStatus.FAILED, AckStatus.RETRY):
                 again[partition.partition_id, group] = None
             if run.dead:
@@ -373,6 +367,43 @@ class AckFlush:
                     run.error or "Retries exhausted",
                     keyring,
                 )
+        self.answer(runs)
+        if again:
+            where, groups = zip(*again, strict=True)
+            await connection.execute(_BACK_OFF, bucket, list(where), list(groups))
+
+    def hear(self, runs: Sequence[_Entry], rows: list[Any]) -> None:
+        """Note what queen.ack_v2 says of the runs."""
+        rows.sort(key=itemgetter("run"))
+        for row, (partition, group, _, _, run) in zip(rows, runs, strict=True):
+            run.lost, run.released, run.dead = row["lost"], row["released"], row["dead"]
+            run.retry_count = row["retry_count"]
+            if row["pending"]:
+                self.released.append(Released(partition.queue, group, partition.name))
+
+    @staticmethod
+    def unsure(runs: Sequence[_Entry]) -> list[_Partition]:
+        """Of messages that were delivered here and whose leases are gone: perhaps the messages are, too."""
+        return list({entry.partition: None for entry in runs if entry.run.lost and not entry.partition.located})
+
+    async def find_again(self, connection: Connection, bucket: int, unsure: Sequence[_Partition]) -> None:
+        """asyncio flavor. Look for them where they are stored. With an error all is as it was."""
+        remembered = [partition.offsets for partition in unsure]
+        for partition in unsure:
+            partition.exists = False
+            partition.ids.update(dict.fromkeys(partition.offsets))
+            partition.offsets = {}
+        try:
+            if unsure:
+                await self._locate(connection, bucket, unsure)
+        except BaseException:
+            for partition, offsets in zip(unsure, remembered, strict=True):
+                partition.exists, partition.located, partition.offsets = True, False, offsets
+            raise
+
+    def answer(self, runs: Sequence[_Entry]) -> None:
+        """The results of runs of which all is known."""
+        for partition, _, request, _, run in runs:
             if not run.lost:
                 tally = self._tallies.setdefault(partition.queue, [0, 0])
                 tally[0] += len(run.places)
@@ -381,19 +412,6 @@ class AckFlush:
                 ack = self.requests[request][run.places[0]]
                 self.ended.append((ack.lease_id or "", ack.partition_id))
             self._answer(self.requests[request], self.results[request], partition, run)
-        if again:
-            where, groups = zip(*again, strict=True)
-            await connection.execute(_BACK_OFF, bucket, list(where), list(groups))
-
-    async def _find_again(self, connection: Connection, bucket: int, lost: Sequence[_Entry]) -> None:
-        """asyncio flavor. The leases of messages that were delivered here are gone: perhaps the messages are, too."""
-        asked = list({entry.partition: None for entry in lost if not entry.partition.located})
-        for partition in asked:
-            partition.exists = False
-            partition.ids.update(dict.fromkeys(partition.offsets))
-            partition.offsets.clear()
-        if asked:
-            await self._locate(connection, bucket, asked)
 
     @staticmethod
     def _answer(request: Sequence[Ack], results: list[AckResult], partition: _Partition, run: _Run) -> None:
@@ -512,18 +530,28 @@ class Acks:
 
         async def work(connection: Connection) -> None:
             await flush.locate(connection)
-            if flush.may_fail or self._buckets > 1:
-                async with connection.transaction():
-                    await flush.apply(connection, self._keyring)
-            else:
+            async with connection.transaction():
                 await flush.apply(connection, self._keyring)
 
         await self._bridge.run(work)
-        self.done(flush)
+        self._done(flush)
         return flush.results, flush.released
 
-    def done(self, flush: AckFlush) -> None:
-        """Its commit was heard of: count it, and forget the leases that have ended."""
+    async def settle(self, flush: AckFlush, runs: Sequence[_Entry]) -> None:
+        """The commit of these runs of bucket 0, all completed, was heard of: whatever happens now, it stands.
+
+        Looks again for messages of lost leases. Where that cannot be had, what is known is told: the lease is lost.
+        """
+        if unsure := flush.unsure(runs):
+            try:
+                await self._bridge.run(lambda connection: flush.find_again(connection, 0, unsure), writes=False)
+            except Exception as error:  # noqa: BLE001  raised, it would tell the others of this write that it failed
+                log.warning("leases are lost, and whether their messages are is not known", error=repr(error))
+        flush.answer(runs)
+        self._done(flush)
+
+    def _done(self, flush: AckFlush) -> None:
+        """Count it, and forget the leases that have ended."""
         flush.count(self.activity)
         self._delivered.forget(flush.ended)
 

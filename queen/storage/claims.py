@@ -17,7 +17,6 @@ from uuid import UUID
 import msgspec
 import structlog
 
-from queen.errors import QueenError
 from queen.model.message import ClaimedPartition, SegmentSlice
 from queen.model.queue import Queue
 from queen.observability.activity import Activity
@@ -374,9 +373,8 @@ class Claims:
         try:
             for outcome, row in await self._bridge.run(read, writes=False):
                 outcome.rows.append((outcome.claims[0], row))
-        except QueenError as error:
-            # what is claimed stays so; each pop meets the reason when it reads for itself
-            log.info("claimed, and not read yet", error=error.detail)
+        except Exception as error:  # noqa: BLE001  what is written stays so; each pop meets the reason when it reads
+            log.warning("claimed, and not read yet", error=repr(error))
 
     async def _read_rows(
         self,

@@ -87,25 +87,21 @@ class Turnover:
         ack_flush = self._acks.flush_of(acks)
         claim_flush = self._claims.flush_of(requests)
         runs: list[Any] = []
-        answer: list[Any] | None = None
         verdict: list[Woken] | str = "left out"
 
         async def work(connection: Connection) -> None:
-            nonlocal runs, answer, verdict
-            if answer is None:
-                await ack_flush.locate(connection)
-                runs = ack_flush.prepare().get(0, [])
-                arguments = [0, connection.epoch, *ack_flush.arguments(runs), *_claims_of(claim_flush.arguments(0))]
-                if push_flush is None:
-                    answer = await connection.fetch(_WITHOUT_PUSHES, *arguments)
-                else:
-                    arguments += push_flush.arguments(connection, may_create=False)
-                    answer = await connection.fetch(_WITH_PUSHES, *arguments)
-                    verdict = push_flush.take([row for row in answer if row["verb"] == "push"])
-                claim_flush.take(row for row in answer if row["verb"] == "pop")
-            # committed; looks again for messages of leases that are lost
-            acked = [row for row in answer if row["verb"] == "ack"]
-            await ack_flush.take(connection, 0, runs, acked, self._keyring)
+            nonlocal runs, verdict
+            await ack_flush.locate(connection)
+            runs = ack_flush.prepare().get(0, [])
+            arguments = [0, connection.epoch, *ack_flush.arguments(runs), *_claims_of(claim_flush.arguments(0))]
+            if push_flush is None:
+                answer = await connection.fetch(_WITHOUT_PUSHES, *arguments)
+            else:
+                arguments += push_flush.arguments(connection, may_create=False)
+                answer = await connection.fetch(_WITH_PUSHES, *arguments)
+                verdict = push_flush.take([row for row in answer if row["verb"] == "push"])
+            claim_flush.take(row for row in answer if row["verb"] == "pop")
+            ack_flush.hear(runs, [row for row in answer if row["verb"] == "ack"])
 
         try:
             await self._bridge.run(work)
@@ -121,7 +117,7 @@ class Turnover:
                 pushed, woken = push_flush.results(), verdict
             elif verdict != "check":
                 self._pushes.recover(push_flush, verdict)
-        self._acks.done(ack_flush)
+        await self._acks.settle(ack_flush, runs)
         outcomes, surpluses = await self._claims.done(claim_flush)
         taken = {
             (claim.queue, request.group, claim.partition)

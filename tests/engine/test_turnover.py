@@ -57,6 +57,42 @@ async def test_a_pop_gets_what_an_ack_of_the_same_write_has_freed(broker: Broker
     assert await sql.fetchval("SELECT xmin::text FROM queen.cursors") != before
 
 
+_LOCATE_IS_CANCELLED = """
+    DO $do$
+    DECLARE signature text := (
+        SELECT format('queen.locate(%s) RETURNS %s', pg_get_function_arguments(oid), pg_get_function_result(oid))
+        FROM pg_proc WHERE oid = 'queen.locate'::regproc
+    );
+    BEGIN
+        ALTER FUNCTION queen.locate RENAME TO locate_as_it_was;
+        EXECUTE 'CREATE FUNCTION ' || signature || ' LANGUAGE plpgsql AS '
+            || quote_literal('BEGIN RAISE EXCEPTION USING ERRCODE = ''query_canceled''; END');
+    END
+    $do$
+"""
+
+
+@pytest.mark.parametrize(
+    "harm", [_LOCATE_IS_CANCELLED, "ALTER FUNCTION queen.locate RENAME TO locate_as_it_was"], ids=["late", "broken"]
+)
+async def test_a_push_stays_stored_when_what_follows_its_commit_fails(
+    broker: Broker, database_clock: DatabaseClock, sql: Session, harm: str
+) -> None:
+    await broker.configure("q", lease_seconds=10)
+    await broker.push("q", 1)
+    popped = await broker.pop("q")
+    await database_clock.advance(11)
+    assert await broker.pop("q")  # by somebody else: the first lease is lost
+    acks = broker.acks_of(popped.messages, AckStatus.COMPLETED, lease=popped.lease)
+    await sql.execute(harm)  # lost leases are looked up with it after the commit
+
+    pushed, answers = await turn_over(broker, [push_of(broker, 2), acks])
+
+    assert [result.duplicate for result in pushed] == [False]
+    assert [(answer.success, answer.error) for answer in answers] == [(False, "Invalid or expired lease")]
+    assert await sql.fetchval("SELECT count(*) FROM queen.segments") == 2
+
+
 async def test_many_pops_each_get_a_partition_of_their_own(broker: Broker) -> None:
     for partition in "abcde":
         await broker.push("q", 1, 2, partition=partition)
