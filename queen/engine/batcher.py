@@ -216,6 +216,11 @@ class Batcher(Generic[Item, Result]):
             while len(self._waiting) < wanted and self._waiting_weight < self._max_weight:
                 await self._wait_for(wanted)
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing is written or waits to be: what is submitted now is written at once."""
+        return not self._begun and not self._waiting
+
     def fits(self, weight: int) -> bool:
         """Whether the next write would hold an item like that."""
         return self._waiting_weight + weight <= self._max_weight

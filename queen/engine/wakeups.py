@@ -13,7 +13,7 @@ import heapq
 import itertools
 import math
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Final, NamedTuple
 
@@ -59,6 +59,16 @@ def hints_of(queue: Queue, group: str) -> list[str]:
     return hints
 
 
+class _Parked:
+    """A pop that waits. ``early``: it was woken for news that is just being written."""
+
+    __slots__ = ("early", "event")
+
+    def __init__(self) -> None:
+        self.event = trio.Event()
+        self.early = False
+
+
 class Lot:
     """The pops that wait for one topic."""
 
@@ -70,29 +80,39 @@ class Lot:
         self.users = 0
         self.signals = 0
         self.due = math.inf  # Trio time at which something may be ready
-        self.waiting: deque[trio.Event] = deque()
+        self.waiting: deque[_Parked] = deque()
 
     def wake(self, count: int) -> int:
         """Wake up to ``count`` of those parked, and have those that are just looking look again."""
         self.signals += 1
         woken = 0
         while self.waiting and woken < count:
-            self.waiting.popleft().set()
+            self.waiting.popleft().event.set()
             woken += 1
         return woken
 
-    async def park(self) -> None:
-        """Wait to be woken. A wake-up that meets a cancelled waiter goes to the next."""
-        event = trio.Event()
-        self.waiting.append(event)
+    def wake_early(self) -> bool:
+        """Wake one of those parked for what is about to be written; when it is, there is news as ever."""
+        if not self.waiting:
+            return False
+        first = self.waiting.popleft()
+        first.early = True
+        first.event.set()
+        return True
+
+    async def park(self) -> bool:
+        """Wait to be woken; true: early. A wake-up that meets a cancelled waiter goes to the next."""
+        parked = _Parked()
+        self.waiting.append(parked)
         try:
-            await event.wait()
+            await parked.event.wait()
         except trio.Cancelled:
-            if event.is_set():
+            if parked.event.is_set():
                 self.wake(1)
             else:
-                self.waiting.remove(event)
+                self.waiting.remove(parked)
             raise
+        return parked.early
 
 
 class Wakeups:
@@ -132,6 +152,17 @@ class Wakeups:
         Returns how many were woken.
         """
         return sum(lot.wake(count) for lot in self._concerned(hints, partition))
+
+    def tell_early(self, queue: str, partitions: Collection[str]) -> int:
+        """Something is about to be pushed: wake a pop of each topic of the queue that it may be for, and say how many.
+
+        Pops that wait for a label have more to ask first, and would come too late."""
+        topics = self._by_hint.get(hint("queue", queue, ""), ())
+        return sum(
+            self._lots[topic].wake_early()
+            for topic in tuple(topics)
+            if topic.partition is None or topic.partition in partitions
+        )
 
     def is_looking(self, hints: Iterable[str], partition: str) -> bool:
         """Whether somebody looks for it, or waits to: told of it, they look again."""

@@ -248,3 +248,47 @@ async def test_a_small_push_does_not_wait_for_a_large_pop(broker: Broker, sql: S
         with trio.fail_after(10):
             assert not (await broker.push("q", 2))[0].duplicate
         await sql.execute("ROLLBACK")
+
+
+@pytest.mark.parametrize("batch", [1, 1000])
+async def test_a_waiting_pop_gets_what_is_pushed_in_the_same_commit(broker: Broker, sql: Session, batch: int) -> None:
+    await broker.push("q", "to begin with")
+    await broker.pop("q", auto_ack=True)
+    await broker.pop("q", group="g", auto_ack=True)
+    popped: dict[str, list[Any]] = {}
+
+    async def pop(group: str, partition: str | None) -> None:
+        batch_of = await broker.pop("q", group=group, batch=batch, wait=30, auto_ack=True, partition=partition)
+        popped[group] = batch_of.data
+
+    async with trio.open_nursery() as consumers:
+        consumers.start_soon(pop, QUEUE_MODE, None)
+        consumers.start_soon(pop, "g", "Default")
+        await broker.wait_parked(2)
+        await broker.push("q", "now")
+
+    assert popped == {QUEUE_MODE: ["now"], "g": ["now"]}
+    commits = "SELECT xmin::text FROM queen.cursors UNION SELECT xmin::text FROM queen.segments WHERE base_offset = 1"
+    assert len(await sql.fetch(commits)) == 1
+
+
+async def test_a_waiting_pop_waits_on_while_somebody_holds_the_lease(broker: Broker) -> None:
+    await broker.push("q", 1)
+    held = await broker.pop("q")
+    popped: list[Any] = []
+
+    async def pop() -> None:
+        popped.extend((await broker.pop("q", wait=30)).data)
+
+    async with trio.open_nursery() as consumers:
+        for _ in range(2):
+            consumers.start_soon(pop)
+        await broker.wait_parked(2)
+        for number in (2, 3):
+            await broker.push("q", number)
+            await broker.wait_parked(2)
+        assert not popped
+        await broker.push("q", 4, partition="another")
+        await broker.ack(held.messages, lease=held.lease)
+
+    assert sorted(popped) == [2, 3, 4]

@@ -63,6 +63,36 @@ async def test_a_hint_wakes_as_many_as_it_has_news_for_first_come_first_served(w
     assert sorted(waiter.woken) == ["a", "b"]
 
 
+async def test_early_news_wakes_one_of_each_topic_that_names_the_queue_and_is_no_news_yet(wakeups: Wakeups) -> None:
+    early: list[str] = []
+
+    async def park(name: str, topic: Topic) -> None:
+        with wakeups.visit(topic) as lot:
+            if await lot.park():
+                early.append(name)
+            assert lot.signals == 0
+
+    places = [
+        ("first", at()),
+        ("second", at()),
+        ("of a group", at(group="g")),
+        ("the partition", at(partition="p")),
+        ("another partition", at(partition="o")),
+        ("another queue", at("r")),
+        ("a label", Topic(QUEUE_MODE, namespace="n")),
+    ]
+    async with trio.open_nursery() as pops:
+        for name, topic in places:
+            pops.start_soon(park, name, topic)
+            await wait_all_tasks_blocked()
+        assert wakeups.tell_early("q", {"p"}) == 3
+        assert wakeups.parked_count == 4
+        await wait_all_tasks_blocked()
+        pops.cancel_scope.cancel()
+
+    assert sorted(early) == ["first", "of a group", "the partition"]
+
+
 async def test_a_hint_reaches_its_queue_its_group_and_its_partition_alone(wakeups: Wakeups) -> None:
     waiter = Waiter(wakeups)
     places = [
