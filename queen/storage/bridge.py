@@ -27,7 +27,7 @@ from outcome import Error, Outcome, Value
 
 from queen.errors import Draining, OutcomeUnknown, Overloaded, QueenError, StorageUnavailable
 from queen.observability.doing import DatabaseJob
-from queen.storage.connect import Connection, hang_up, has_news
+from queen.storage.connect import Backend, Connection, hang_up, has_news
 from queen.storage.translate import CONNECTION_LOST, RETRYABLE, translate, was_undone
 
 T = TypeVar("T")
@@ -43,6 +43,9 @@ by waiting and says so (503)."""
 
 _CONFLICT_TRIES: Final = 5
 _CLOSE_SECONDS: Final = 2.0
+
+_OPEN_SECONDS: Final = 5.0
+"""For opening a connection that no job waits for yet, and making it quick. It takes a fiftieth of a second."""
 
 log = structlog.get_logger("queen.storage")
 
@@ -154,11 +157,11 @@ class Bridge:
         now = trio.current_time()
         return max((now - runner.busy_since for runner in self._runners if runner.busy_since is not None), default=0.0)
 
-    def connections_older_than(self, seconds: float) -> dict[int, Connection]:
-        """The connections, by their backends' process ids, of jobs that have been running for longer."""
+    def connections_older_than(self, seconds: float) -> dict[Backend, Connection]:
+        """The connections, by their backends, of jobs that have been running for longer."""
         before = trio.current_time() - seconds
         late = [r.connection for r in self._runners if r.busy_since is not None and r.busy_since <= before]
-        return {c.get_server_pid(): c for c in late if c is not None and not c.is_closed()}
+        return {c.backend: c for c in late if c is not None and c.backend is not None and not c.is_closed()}
 
     async def go_away(self) -> None:
         """asyncio flavor. PostgreSQL does not answer: cut off what runs, refuse what waits and all that is to come."""
@@ -260,9 +263,14 @@ class _Runner:
 
     @property
     def is_open(self) -> bool:
-        """Whether there is a connection, as far as is known without asking."""
+        """Whether there is a connection to do a job on, as far as is known without asking."""
         connection = self._connection
-        return connection is not None and not connection.is_closed() and self._generation == self._bridge.generation
+        return (
+            connection is not None
+            and not self.opening
+            and not connection.is_closed()
+            and self._generation == self._bridge.generation
+        )
 
     async def _open(self) -> None:
         """asyncio flavor: never raises but on cancel. Where it fails, the next job here meets the reason."""
@@ -270,14 +278,18 @@ class _Runner:
             if self._connection is not None:
                 await hang_up(self._connection)
             self._generation = self._bridge.generation
-            self._connection = opened = await self._bridge.open_connection()
-            if self._bridge.prepare is not None:
-                await self._bridge.prepare(opened)
+            await asyncio.wait_for(self._open_patiently(), _OPEN_SECONDS)
         except (QueenError, *CONNECTION_LOST, asyncpg.PostgresError) as error:
             log.info("a connection was not opened", error=str(error))
             if self._connection is not None:
                 await hang_up(self._connection)
                 self._connection = None
+
+    async def _open_patiently(self) -> None:
+        """asyncio flavor."""
+        self._connection = opened = await self._bridge.open_connection()
+        if self._bridge.prepare is not None:
+            await self._bridge.prepare(opened)
 
     def _is_spent(self, connection: Connection) -> bool:
         """Whether an open connection is not to be used again."""

@@ -24,6 +24,9 @@ _EPOCH: Final = (
 _STATEMENT_MARGIN_SECONDS: Final = 5
 """How much longer than PostgreSQL's own statement timeout we wait: after that the connection is taken for dead."""
 
+_LOOK_SECONDS: Final = 5.0
+"""For the first statement, which looks something up in memory."""
+
 _SILENCE_SECONDS: Final = 5
 """After which the kernel asks whether the other end of a connection is there, or gives up what it has sent to it.
 Whether PostgreSQL is away is known before (pulse.py); this is for connections that nobody waits on."""
@@ -44,8 +47,13 @@ class Connection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg ships no 
     backend: Backend | None  # None: behind a pooler it changes
 
 
-async def dial(settings: Settings, *, application: str) -> Connection:
-    """asyncio flavor. Connect with our settings, to whatever answers; raises what asyncpg raises."""
+async def dial(settings: Settings, *, application: str, watched: bool = False) -> Connection:
+    """asyncio flavor. Connect with our settings, to whatever answers; raises what asyncpg raises.
+
+    ``watched``: somebody sees to it that no statement hangs on it (pulse.py), so that none needs a timer of its own.
+    trio-asyncio wakes for each of those when it would have been due, cancelled or not: half a minute after a load,
+    once for every statement of it.
+    """
     if settings.database_url is None:
         raise StartupError(
             "no database is configured: set QUEEN_DATABASE_URL or PG_HOST, or start the server with queen-trio run"
@@ -53,7 +61,7 @@ async def dial(settings: Settings, *, application: str) -> Connection:
     connected: Connection = await asyncpg.connect(
         settings.database_url.reveal(),
         timeout=settings.db_connect_timeout_seconds,
-        command_timeout=settings.db_statement_timeout_seconds + _STATEMENT_MARGIN_SECONDS,
+        command_timeout=None if watched else statement_patience(settings),
         statement_cache_size=256 if settings.db_statement_cache else 0,
         connection_class=Connection,
         server_settings={
@@ -70,9 +78,14 @@ async def dial(settings: Settings, *, application: str) -> Connection:
     return connected
 
 
-async def open_connection(settings: Settings, *, application: str = "queen-trio") -> Connection:
+def statement_patience(settings: Settings) -> float:
+    """How many seconds a statement may take. PostgreSQL ends it before that, unless it has stopped or is cut off."""
+    return settings.db_statement_timeout_seconds + _STATEMENT_MARGIN_SECONDS
+
+
+async def open_connection(settings: Settings, *, application: str = "queen-trio", watched: bool = False) -> Connection:
     """asyncio flavor. Connect to a primary, and learn who is there; raises what asyncpg raises."""
-    connection = await dial(settings, application=application)
+    connection = await dial(settings, application=application, watched=watched)
     raw = connection._transport.get_extra_info("socket")
     if raw is not None and raw.family in (socket.AF_INET, socket.AF_INET6):
         raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -83,7 +96,7 @@ async def open_connection(settings: Settings, *, application: str = "queen-trio"
         if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux
             raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _SILENCE_SECONDS * 1000)
     try:
-        row = await connection.fetchrow(_EPOCH)
+        row = await connection.fetchrow(_EPOCH, timeout=_LOOK_SECONDS)
         connection.epoch = row[0]
         connection.backend = Backend(row[1], row[2]) if settings.db_statement_cache else None
     except BaseException:  # whoever waits for this is gone, or it broke at once: nobody else knows the connection

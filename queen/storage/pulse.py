@@ -10,6 +10,7 @@ opened.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable
 from typing import Final
 
@@ -42,16 +43,20 @@ STALL_SECONDS: Final = 0.2
 """If a wait ends this much later than it should, it was this process that did not run: the answer may lie there."""
 
 LOST_SECONDS: Final = 2.0
-"""Work of this age, on a connection that PostgreSQL says is idle: its answer is lost."""
+"""Work of this age, on a connection whose backend waits for us: its answer is lost."""
 
 _PAUSE_SECONDS: Final = 0.05
 _RECONNECT_SECONDS: Final = 0.2
 _CONNECT_SECONDS: Final = 2.0
 
 _LOST: Final = """
-    SELECT a.pid FROM pg_stat_activity a
-    WHERE a.pid = ANY ($1::int[]) AND a.usename = current_user AND a.state <> 'active'
-        AND a.state_change < clock_timestamp() - make_interval(secs => $2)
+    SELECT late.place
+    FROM unnest($1::int[], $2::timestamptz[]) WITH ORDINALITY AS late (pid, started_at, place)
+    LEFT JOIN pg_stat_activity a ON a.pid = late.pid AND a.backend_start = late.started_at
+    WHERE a.pid IS NULL
+        OR (a.state <> 'active' OR a.wait_event = 'ClientRead')
+            AND a.state_change < clock_timestamp() - make_interval(secs => $3)
+        OR a.state_change < clock_timestamp() - make_interval(secs => $4)
 """
 
 log = structlog.get_logger("queen.storage")
@@ -63,6 +68,7 @@ class Pulse:
     Args:
         prepare: asyncio flavor; done on the first connection that can be opened, when there was none at the start.
         direct: there is no pooler between us and PostgreSQL, so that backends are known by their process ids.
+        patience_seconds: how long a statement may take. One that PostgreSQL does not end by itself before has stopped.
     """
 
     def __init__(
@@ -72,11 +78,13 @@ class Pulse:
         *,
         prepare: Callable[[Connection], Awaitable[None]] | None = None,
         direct: bool = True,
+        patience_seconds: float = math.inf,
     ) -> None:
         self._bridge = bridge
         self._connect = connect
         self._prepare = prepare
         self._direct = direct
+        self._patience_seconds = patience_seconds
         self._connection: Connection | None = None
         self._away_since = 0.0
         self._looked = trio.Event()  # set, and another made, after each try to reach it while it is away
@@ -191,23 +199,29 @@ class Pulse:
         self._prepare = None
 
     async def _cut_lost(self) -> None:
-        """asyncio flavor. Hang up connections whose backend has answered long ago."""
+        """asyncio flavor. Hang up connections whose backend has answered long ago, is gone, or does not go on."""
         suspects = self._bridge.connections_older_than(LOST_SECONDS)
         if self._connection is None or not suspects:
             return
+        backends = list(suspects)
         try:
             rows = await self._connection.fetch(
-                _LOST, list(suspects), LOST_SECONDS - STUCK_SECONDS, timeout=ASK_SECONDS
+                _LOST,
+                [backend.pid for backend in backends],
+                [backend.started_at for backend in backends],
+                LOST_SECONDS - STUCK_SECONDS,
+                self._patience_seconds,
+                timeout=ASK_SECONDS,
             )
         except (*CONNECTION_LOST, asyncpg.PostgresError):
             await self._hang_up()
             return
         still = self._bridge.connections_older_than(LOST_SECONDS)
         for row in rows:
-            connection = suspects[row["pid"]]
-            if still.get(row["pid"]) is connection:
-                log.error("an answer of PostgreSQL is lost: its connection is cut", pid=row["pid"])
-                await hang_up(connection)
+            backend = backends[row["place"] - 1]
+            if still.get(backend) is suspects[backend]:
+                log.error("an answer of PostgreSQL is lost: its connection is cut", pid=backend.pid)
+                await hang_up(suspects[backend])
 
     async def _hang_up(self) -> None:
         """asyncio flavor."""

@@ -24,7 +24,7 @@ from queen.storage.acks import Acks
 from queen.storage.bridge import Bridge, Connect, open_bridge
 from queen.storage.catalogue import Catalogue
 from queen.storage.claims import Claims
-from queen.storage.connect import Connection, explain_unreachable, open_connection
+from queen.storage.connect import Connection, explain_unreachable, open_connection, statement_patience
 from queen.storage.counts import Counts
 from queen.storage.dead_letters import DeadLetters
 from queen.storage.expiry import Expiry
@@ -204,8 +204,13 @@ async def open_store(settings: Settings, *, known_buckets: int | None = None) ->
     back.
     """
 
+    direct = settings.db_statement_cache  # no pooler between us and PostgreSQL
+
     async def connect() -> Connection:
         return await open_connection(settings)
+
+    async def connect_watched() -> Connection:
+        return await open_connection(settings, watched=direct)
 
     # a loop of its own, so that a failure leaves it as one error and not as a group
     async with open_asyncio():
@@ -233,7 +238,7 @@ async def open_store(settings: Settings, *, known_buckets: int | None = None) ->
     connections = max(2, settings.db_pool_size // max(1, settings.workers))
     async with (
         open_asyncio(),
-        open_bridge(connect, connections, run_for_nothing) as bridge,
+        open_bridge(connect_watched, connections, run_for_nothing) as bridge,
         open_bridge(connect, 1) as onlooker,
         trio.open_nursery() as listeners,
     ):
@@ -241,7 +246,13 @@ async def open_store(settings: Settings, *, known_buckets: int | None = None) ->
         await listeners.start(notifications.run)
         if away:
             await trio_asyncio.aio_as_trio(bridge.go_away)()
-        pulse = Pulse(bridge, connect, prepare=prepare if away else None, direct=settings.db_statement_cache)
+        pulse = Pulse(
+            bridge,
+            connect,
+            prepare=prepare if away else None,
+            direct=direct,
+            patience_seconds=statement_patience(settings),
+        )
         await listeners.start(pulse.run)
         try:
             store = Store(bridge, onlooker, pulse, notifications, settings, buckets)

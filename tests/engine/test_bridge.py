@@ -104,3 +104,29 @@ async def test_where_none_is_open_jobs_open_theirs(settings: Settings) -> None:
             for _ in range(3):
                 nursery.start_soon(bridge.run, backend)
         assert (door.opened, door.prepared) == (3, 0)
+
+
+async def test_a_connection_that_falls_silent_while_it_is_opened_keeps_no_job_waiting(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("queen.storage.bridge._OPEN_SECONDS", 0.5)
+    door = Door(settings)
+    door._may.set()
+    silence, silent = asyncio.Event(), trio.Event()
+
+    async def fall_silent(_connection: Connection) -> None:
+        silent.set()
+        await silence.wait()
+
+    async def break_off(connection: Connection) -> None:
+        connection.terminate()
+
+    with trio.fail_after(10):
+        async with open_asyncio(), open_bridge(door.connect, 4, fall_silent) as bridge, trio.open_nursery() as jobs:
+            await bridge.run(backend)
+            for _ in range(2):  # one of them waits, so that another connection is opened
+                jobs.start_soon(bridge.run, backend)
+            await silent.wait()
+            await bridge.run(break_off)  # the only one that is open
+            await bridge.run(backend)
+        # it was given up, or the end would wait for it

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import AsyncIterator
 from functools import partial
 from pathlib import Path
@@ -13,7 +15,7 @@ import pytest
 import trio
 
 from queen.config.settings import Secret, Settings
-from queen.errors import OutcomeUnknown, StorageUnavailable
+from queen.errors import OutcomeUnknown, QueenError, StorageUnavailable
 from queen.model.message import Buffered
 from tests.faults.proxy import Proxy
 
@@ -156,3 +158,36 @@ async def test_the_connection_of_one_answer_that_is_lost_is_cut_while_the_others
     assert not through.engine.store.away
     await through.wait_until(lambda: not through.engine.spooling.active, PATIENCE_SECONDS)
     assert await sql.fetchval("SELECT sum(next_offset) FROM queen.partitions") == 2
+
+
+async def test_a_connection_whose_backend_has_stopped_is_cut_while_the_others_serve(
+    open_broker: Any, settings: Settings, sql: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("queen.storage.connect._STATEMENT_MARGIN_SECONDS", 0.5)
+    async with open_broker(db_statement_timeout_seconds=0.5) as broker:
+        await push(broker, "q", 1)
+        await sql.execute("BEGIN")
+        await sql.execute("LOCK TABLE queen.partitions IN ACCESS EXCLUSIVE MODE")
+        answers: list[BaseException] = []
+
+        async def push_two() -> None:
+            try:
+                await push(broker, "q", 2)
+            except QueenError as error:
+                answers.append(error)
+
+        with trio.fail_after(PATIENCE_SECONDS):
+            async with trio.open_nursery() as producers:
+                producers.start_soon(push_two)
+                await sql.wait_for("SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted)")
+                pid = await sql.fetchval("SELECT pid FROM pg_locks WHERE NOT granted")
+                os.kill(pid, signal.SIGSTOP)  # its timeout does not reach it any more
+                try:
+                    await sql.execute("ROLLBACK")
+                    assert (await broker.pop("q")).data == [1]
+                    await broker.wait_until(lambda: bool(answers), PATIENCE_SECONDS)
+                finally:
+                    os.kill(pid, signal.SIGCONT)
+
+        assert [type(answer) for answer in answers] == [OutcomeUnknown]
+        assert not broker.engine.store.away
