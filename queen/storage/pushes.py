@@ -1,8 +1,9 @@
 """Storing messages: one flush of many push requests becomes one call a bucket. Exact dedup happens here.
 
 The way of a flush: sort the messages into partitions, build the segments, call ``queen.push``. When ids *may* be stored
-already, PostgreSQL stores nothing and says where they may lie; the same is then done again under the partitions' locks
-in one transaction: read, decide, store. That second way costs two more round trips and is rarely taken.
+already, as they lie in the range of a segment that somebody pushed at the same moment, PostgreSQL stores nothing and
+sends what ids such segments hold. What is there is dropped, and the rest is sent again, to be checked with all others.
+If that does not come to an end, it is done under the partitions' locks in one transaction: read, decide, store.
 """
 
 from __future__ import annotations
@@ -31,7 +32,6 @@ from queen.storage.ids import (
     bucket_of,
     id_prefix_text,
     id_tail,
-    minted_index,
     partition_id_of,
     ranges_of,
     split_ids,
@@ -59,6 +59,11 @@ _FIND_TOKEN: Final = """
 """
 
 _STALE_TRIES: Final = 8
+
+_CHECK_TRIES: Final = 4
+"""Calls of a flush that are a statement each. Two workers that push UUIDv7 ids into one partition make 1.35 on the
+average, and never need more than these (perf.bench push-100-v7, 2026-11)."""
+
 _RESERVE: Final = "SELECT queen.reserve($1, NULL, $2, $3, $4)"
 PUSH_ARGUMENTS: Final = 29
 _PUSH: Final = f"SELECT * FROM queen.push({', '.join(f'${i}' for i in range(1, PUSH_ARGUMENTS + 1))})"
@@ -163,6 +168,7 @@ class _Call:
         self.statement = _PUSH_DELAYED if any(_puts_off(part.queue) for part in parts) else _PUSH
         self.keyring = keyring
         self.now_ms = now_ms
+        self._seen: list[tuple[int, UUID]] = []  # segments that were gone through: part number, greatest id
         self.build()
 
     def build(self) -> None:
@@ -171,6 +177,7 @@ class _Call:
         self.keys: list[tuple[int, bytes, int | None, int | None]] = []  # part, key, segment, place in segment
         self.key_places: list[tuple[_Part, int]] = []
         self.keyed_ranges: list[tuple[UUID | None, UUID | None]] = []
+        self._uuid7s: dict[int, dict[bytes, int]] = {}  # by part number, once they were asked for
         for number, part in enumerate(self.parts, start=1):
             self._add_part(number, part)
 
@@ -215,6 +222,7 @@ class _Call:
     def arguments(self, bucket: int, *, checked: bool, may_create: bool) -> list[Any]:
         queues = {part.queue.queue_id: part.queue.version for part in self.parts}
         segments = self.segments
+        probes = self._probes_of_unseen() if self._seen else self.probes
         return [
             bucket,
             None,
@@ -237,42 +245,71 @@ class _Call:
             [body.key_id for *_, body, _ in segments],
             [split.packed if split else self.token for *_, split in segments],
             [body.data for *_, body, _ in segments],
-            [number for number, _ in self.probes],
-            [found.least for _, found in self.probes],
-            [found.greatest for _, found in self.probes],
-            [found.bound for _, found in self.probes],
+            [number for number, _ in probes],
+            [found.least for _, found in probes],
+            [found.greatest for _, found in probes],
+            [found.bound for _, found in probes],
             [number for number, *_ in self.keys],
             [key for _, key, *_ in self.keys],
             [segment for *_, segment, _ in self.keys],
             [place for *_, place in self.keys],
         ]
 
+    def _probes_of_unseen(self) -> list[tuple[int, IdRange]]:
+        """The probes, around what was seen: a segment is found by its greatest id, and no other has the same."""
+        probes: list[tuple[int, IdRange]] = []
+        for number, (least, greatest, bound) in self.probes:
+            for seen in sorted(end for of, end in self._seen if of == number and least <= end <= bound):
+                probes.append((number, IdRange(least, greatest, UUID(int=seen.int - 1))))
+                least = UUID(int=seen.int + 1)
+            probes.append((number, IdRange(least, greatest, bound)))
+        return probes
+
     def drop_stored(self, rows: Sequence[Any]) -> None:
         """Take out of the call what the rows show to be stored already."""
+        dropped = False
         for row in rows:
             if row["verdict"] == "known":
                 part, place = self.key_places[row["part"] - 1]
                 part.drop(place, _message_id(row["id_prefix"], part.partition_id, row["message_count"]))
+                dropped = True
             elif row["verdict"] == "overlap":
-                self._drop_overlapping(self.parts[row["part"] - 1], row)
+                dropped = self._drop_overlapping(row["part"], row) or dropped
+        if dropped:
+            self.build()
 
-    def _drop_overlapping(self, part: _Part, row: Any) -> None:
-        assert part.ids is not None
-        count = row["message_count"]
-        packed = row["transaction_ids"]
+    def _drop_overlapping(self, number: int, row: Any) -> bool:
+        """Whether the segment holds any of the ids."""
+        part, fresh, count = self.parts[number - 1], self._uuid7s_of(number), row["message_count"]
         prefix, tail = id_prefix_text(row["id_prefix"]), id_tail(part.partition_id)
-        held = {packed[at : at + 16]: at // 16 for at in range(0, len(packed), 16)} if packed else {}
-        for place in part.fresh:
-            text = part.ids[place]
-            if place in part.stored or not CANONICAL_UUID7.fullmatch(text):
-                continue
-            index = (
-                minted_index(text, prefix, tail, count)
-                if row["minted"]
-                else held.get(bytes.fromhex(text.replace("-", "")), -1)
-            )
-            if index >= 0:
-                part.drop(place, f"{prefix}{tail}{INDEX_TEXT[index]}")
+        held: dict[bytes, int]
+        if row["minted"]:
+            held = {bytes.fromhex(f"{prefix}{tail}{INDEX_TEXT[at]}".replace("-", "")): at for at in range(count)}
+        else:
+            packed = row["transaction_ids"]
+            held = {packed[at : at + 16]: at // 16 for at in range(0, len(packed), 16)}
+        self._seen.append((number, UUID(bytes=max(held))))
+        found = held.keys() & fresh.keys()
+        for key in found:
+            part.drop(fresh[key], f"{prefix}{tail}{INDEX_TEXT[held[key]]}")
+        return bool(found)
+
+    def _uuid7s_of(self, number: int) -> dict[bytes, int]:
+        """The canonical UUIDv7 ids of the messages that a part is to store, and the places of those."""
+        found = self._uuid7s.get(number)
+        if found is None:
+            found = self._uuid7s[number] = {}
+            ids = self.parts[number - 1].ids
+            for of, places, _, split in self.segments:
+                if of != number or split is None or ids is None:
+                    continue
+                packed = split.packed
+                if packed is not None and not split.keyed:
+                    found.update(zip((packed[at : at + 16] for at in range(0, len(packed), 16)), places, strict=True))
+                else:
+                    uuid7s = ((ids[place], place) for place in places if CANONICAL_UUID7.fullmatch(ids[place]))
+                    found.update((bytes.fromhex(text.replace("-", "")), place) for text, place in uuid7s)
+        return found
 
 
 def _puts_off(queue: Queue) -> bool:
@@ -420,12 +457,18 @@ class Flush:
         return refused
 
     async def store_at_once(self, connection: Connection, *, may_create: bool) -> list[Woken] | str:
-        """asyncio flavor. The common way: one bucket, nothing to check: one statement, one commit.
+        """asyncio flavor. The common way: one bucket, one statement, one commit. Another one after ids were checked.
 
         Returns the cursors woken, or the verdict that kept everything from being stored.
         """
         (call,) = self.calls.values()
-        return self.take(await connection.fetch(call.statement, *self.arguments(connection, may_create=may_create)))
+        for _ in range(_CHECK_TRIES):
+            rows = await connection.fetch(call.statement, *self.arguments(connection, may_create=may_create))
+            verdict = self.take(rows)
+            if verdict != "check" or any(row["verdict"] == "keyed" for row in rows):
+                break
+            call.drop_stored(rows)
+        return verdict
 
     def arguments(self, connection: Connection, *, may_create: bool) -> list[Any]:
         """Of queen.push, for a flush of one bucket that is about to be sent."""
@@ -455,7 +498,6 @@ class Flush:
                 if verdict != "check":
                     return verdict
                 call.drop_stored(rows)
-                call.build()
                 # rare: ids from a clock that was far from ours are to be asked for by key, under the same locks;
                 # after that everything has been asked
                 keyed = {row["part"] for row in rows if row["verdict"] == "keyed"} if not probed else set()

@@ -251,3 +251,44 @@ async def test_ids_repeated_across_partitions_and_buckets_in_one_request_are_sor
     assert fresh(again) == [False] * len(messages)
     assert ids_of(again) == ids_of(first)
     assert len(await broker.drain("q", partitions=8)) == sum(fresh(first))
+
+
+@pytest.mark.buckets
+async def test_requests_of_one_moment_that_share_some_ids_store_each_of_them_once(
+    broker: Broker, other: Broker
+) -> None:
+    pool = [uuid7_at(offset % 50) for offset in range(400)]
+    results: dict[str, list[PushResult]] = {text: [] for text in pool}
+
+    async def produce(via: Broker, ids: list[str]) -> None:
+        for result in await via.push("q", *ids, ids=ids):
+            results[result.transaction_id].append(result)
+
+    for _ in range(3):
+        async with trio.open_nursery() as producers:
+            for at in range(20):
+                ids = sorted({*pool[at::10], *pool[at // 2 :: 17]})
+                producers.start_soon(produce, (broker, other)[at % 2], ids)
+
+    for text, told in results.items():
+        assert fresh(told).count(True) == 1, text
+        assert len({result.message_id for result in told}) == 1, text
+    assert sorted(await broker.drain("q")) == sorted(pool)
+
+
+async def test_ids_that_lie_among_those_of_another_push_are_stored_without_a_transaction_of_several_statements(
+    broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = [uuid7_at(0) for _ in range(600)]
+    minted = await broker.push("q", *range(10))
+    for start in (0, 1):
+        await broker.push("q", *ids[start::3], ids=ids[start::3])
+    transactions: list[str] = []
+    monkeypatch.setattr("queen.storage.pushes.Pushes._store", lambda *_: transactions.append("one"))
+    mixed = [*ids[2::3], ids[7], minted[3].message_id]
+
+    results = await broker.push("q", *mixed, ids=mixed)
+
+    assert fresh(results) == [True] * 200 + [False, False]
+    assert results[-1].message_id == minted[3].message_id
+    assert not transactions
