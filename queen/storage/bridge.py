@@ -158,10 +158,12 @@ class Bridge:
         return max((now - runner.busy_since for runner in self._runners if runner.busy_since is not None), default=0.0)
 
     def connections_older_than(self, seconds: float) -> dict[Backend, Connection]:
-        """The connections, by their backends, of jobs that have been running for longer."""
+        """The direct connections, by their backends, of jobs that have been running for longer."""
         before = trio.current_time() - seconds
         late = [r.connection for r in self._runners if r.busy_since is not None and r.busy_since <= before]
-        return {c.backend: c for c in late if c is not None and c.backend is not None and not c.is_closed()}
+        return {
+            c.backend: c for c in late if c is not None and c.backend is not None and c.direct and not c.is_closed()
+        }
 
     async def go_away(self) -> None:
         """asyncio flavor. PostgreSQL does not answer: cut off what runs, refuse what waits and all that is to come."""

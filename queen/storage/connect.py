@@ -42,9 +42,10 @@ class Backend(NamedTuple):
 class Connection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg ships no types
     """A connection that knows the epoch (PostgreSQL timeline) it was opened in, and the backend at its other end."""
 
-    __slots__ = ("backend", "epoch")
+    __slots__ = ("backend", "direct", "epoch")
     epoch: int
     backend: Backend | None  # None: behind a pooler it changes
+    direct: bool  # whoever we are connected to is that backend, and no pooler
 
 
 async def dial(settings: Settings, *, application: str, watched: bool = False) -> Connection:
@@ -99,9 +100,13 @@ async def open_connection(settings: Settings, *, application: str = "queen-trio"
         row = await connection.fetchrow(_EPOCH, timeout=_LOOK_SECONDS)
         connection.epoch = row[0]
         connection.backend = Backend(row[1], row[2]) if settings.db_statement_cache else None
+        connection.direct = connection.backend is not None and row[1] == connection.get_server_pid()
     except BaseException:  # whoever waits for this is gone, or it broke at once: nobody else knows the connection
         await hang_up(connection)
         raise
+    if watched and not connection.direct:  # what PostgreSQL says of its backends says nothing of this one
+        await hang_up(connection)
+        return await open_connection(settings, application=application)
     return connection
 
 
