@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID, uuid4
 
 import pytest
@@ -13,6 +13,7 @@ import trio
 
 from queen.model.message import PushResult
 from queen.storage.ids import uuid7_texts
+from queen.storage.pushes import Flush, Woken
 
 if TYPE_CHECKING:
     from tests.conftest import Broker, DatabaseClock, OpenBroker, Session
@@ -292,3 +293,40 @@ async def test_ids_that_lie_among_those_of_another_push_are_stored_without_a_tra
     assert fresh(results) == [True] * 200 + [False, False]
     assert results[-1].message_id == minted[3].message_id
     assert not transactions
+
+
+async def test_a_few_ids_that_lie_among_those_of_others_are_stored_by_one_call(
+    broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = [uuid7_at(0) for _ in range(300)]
+    first = await broker.push("q", *ids[::3], ids=ids[::3])
+    calls: list[object] = []
+    take = Flush.take
+
+    def count_and_take(flush: Flush, rows: Sequence[Any]) -> list[Woken] | str:
+        calls.append(verdict := take(flush, rows))
+        return verdict
+
+    monkeypatch.setattr(Flush, "take", count_and_take)
+
+    assert fresh(await broker.push("q", *ids[1:30:3], ids=ids[1:30:3])) == [True] * 10
+    assert len(calls) == 1
+    again = await broker.push("q", ids[2], ids[0], ids=[ids[2], ids[0]])
+    assert fresh(again) == [True, False]
+    assert again[1].message_id == first[0].message_id
+
+
+async def test_what_cannot_be_told_in_a_moment_is_left_to_the_worker(sql: Session) -> None:
+    """May a segment hold any of the ids of the first part?"""
+    held = bytes(range(64))
+
+    async def may_hold(stored: bytes, parts: list[int], *ids: bytes | None) -> bool:
+        return bool(await sql.fetchval("SELECT queen.may_hold($1, 1, $2, $3)", stored, parts, list(ids)))
+
+    absent = bytes(range(100, 148))
+    assert await may_hold(held, [1], held[16:32])
+    assert await may_hold(held, [2, 1], absent, absent + held[48:])
+    assert await may_hold(held, [1], held[15:31])  # across two: perhaps it is another id's end
+    assert not await may_hold(held, [1], absent)
+    assert not await may_hold(held, [1, 2, 1], absent, held, None)
+    assert await may_hold(bytes(range(100)) * 200, [1], bytes(range(16, 0, -1)) * 100)
