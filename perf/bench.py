@@ -81,6 +81,7 @@ CELLS = [
     Cell("pop-100000", "big", BIG_POP, 1, quick=True),
     Cell("push-1-c200", "push", 1, 200, extra=True),
     Cell("push-100-spread", "push", 100, 50, 100, spread=True, extra=True),
+    Cell("push-1-v7", "push", 1, 50, ids=Ids.V7, extra=True),  # what the published clients send
     Cell("push-100-v7", "push", 100, 50, ids=Ids.V7, extra=True),
     Cell("push-100-v4", "push", 100, 50, ids=Ids.V4, extra=True),
     Cell("push-100-256B", "push", 100, 50, payload_bytes=256, extra=True),
@@ -716,9 +717,10 @@ def print_ratios(report: Report) -> None:
         for its_cell, its_verb, what, baseline in against:
             if (cell, verb) == (its_cell, its_verb) and baseline is not None:
                 print(f"  {cell:<12} {workers} workers: {rate / baseline:6.2f} times {what} ({baseline:,.0f}/s)")
-        plain = rates.get(("push-100", "push", workers))
-        if cell in ("push-100-v7", "push-100-v4") and plain is not None:
-            print(f"  {cell:<12} {workers} workers: {rate / plain:6.2f} times push-100 without ids")
+        plain_cell, _, ids = str(cell).rpartition("-")
+        plain = rates.get((plain_cell, "push", workers)) if ids in ("v7", "v4") else None
+        if plain is not None:
+            print(f"  {cell:<12} {workers} workers: {rate / plain:6.2f} times {plain_cell} without ids")
 
 
 def print_goals(report: Report) -> None:
