@@ -116,13 +116,16 @@ class Slot:
             self._listener.close()
             self._listener = None
 
-    def give_backlog(self) -> None:
-        """Let other slots have the connections that wait here: nobody will come for a while."""
-        pool = self._around.pool
+    def give_backlog(self, *, and_close: bool = False) -> None:
+        """Let other slots have the connections that wait here: nobody will come for a while. ``and_close``: at once
+        after it; whoever comes in between is reset."""
+        pool, given = self._around.pool, 0
         if self._listener is not None and pool is not None and not isinstance(self._port, PassedPort):
             given = pool.give_backlog(self._listener)
-            if given:
-                log.info("other slots have the connections that waited", slot=self.index, connections=given)
+        if and_close:
+            self.close_listener()
+        if given:
+            log.info("other slots have the connections that waited", slot=self.index, connections=given)
 
     async def run(self) -> None:
         """Keep a worker running until ``close``.
@@ -214,8 +217,7 @@ class Slot:
         if self._around.pool is not None:
             self._around.pool.board.write(self.index, ABSENT)
         if wait_seconds:
-            self.give_backlog()
-            self.close_listener()
+            self.give_backlog(and_close=True)
         self.last_exit = worker.how
         served_seconds = worker.served_seconds()
         log.error(
