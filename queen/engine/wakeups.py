@@ -151,32 +151,27 @@ class Wakeups:
 
         Returns how many were woken.
         """
-        return sum(lot.wake(count) for lot in self._concerned(hints, partition))
+        return sum(lot.wake(count) for lot in self._concerned(hints, _only(partition)))
 
     def tell_early(self, queue: str, partitions: Collection[str]) -> int:
         """Something is about to be pushed: wake a pop of each topic of the queue that it may be for, and say how many.
 
         Pops that wait for a label have more to ask first, and would come too late."""
-        topics = self._by_hint.get(hint("queue", queue, ""), ())
-        return sum(
-            self._lots[topic].wake_early()
-            for topic in tuple(topics)
-            if topic.partition is None or topic.partition in partitions
-        )
+        return sum(lot.wake_early() for lot in self._concerned([hint("queue", queue, "")], partitions))
 
     def is_looking(self, hints: Iterable[str], partition: str) -> bool:
         """Whether somebody looks for it, or waits to: told of it, they look again."""
-        return any(True for _ in self._concerned(hints, partition))
+        return any(True for _ in self._concerned(hints, (partition,)))
 
-    def _concerned(self, hints: Iterable[str], partition: str | None) -> Iterator[Lot]:
+    def _concerned(self, hints: Iterable[str], partitions: Collection[str] | None) -> Iterator[Lot]:
         for name in hints:
             for topic in tuple(self._by_hint.get(name, ())):
-                if partition is None or topic.partition is None or topic.partition == partition:
+                if partitions is None or topic.partition is None or topic.partition in partitions:
                     yield self._lots[topic]
 
     def tell_at(self, hints: Iterable[str], seconds: float, partition: str | None = None) -> None:
         """News that becomes true in ``seconds``."""
-        for lot in self._concerned(hints, partition):
+        for lot in self._concerned(hints, _only(partition)):
             self.set_timer(lot, seconds)
         self._forget_timers()
 
@@ -223,3 +218,7 @@ class Wakeups:
     def parked_count(self) -> int:
         """Pops that wait now, for a gauge."""
         return sum(len(lot.waiting) for lot in self._lots.values())
+
+
+def _only(partition: str | None) -> tuple[str] | None:
+    return None if partition is None else (partition,)

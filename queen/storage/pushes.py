@@ -34,6 +34,7 @@ from queen.storage.ids import (
     id_tail,
     partition_id_of,
     ranges_of,
+    split_by_form,
     split_ids,
     transaction_key,
     uuid7_bound,
@@ -298,17 +299,11 @@ class _Call:
         """The canonical UUIDv7 ids of the messages that a part is to store, and the places of those."""
         found = self._uuid7s.get(number)
         if found is None:
-            found = self._uuid7s[number] = {}
-            ids = self.parts[number - 1].ids
-            for of, places, _, split in self.segments:
-                if of != number or split is None or ids is None:
-                    continue
-                packed = split.packed
-                if packed is not None and not split.keyed:
-                    found.update(zip((packed[at : at + 16] for at in range(0, len(packed), 16)), places, strict=True))
-                else:
-                    uuid7s = ((ids[place], place) for place in places if CANONICAL_UUID7.fullmatch(ids[place]))
-                    found.update((bytes.fromhex(text.replace("-", "")), place) for text, place in uuid7s)
+            part = self.parts[number - 1]
+            assert part.ids is not None
+            places = {part.ids[place]: place for place in part.fresh if place not in part.stored}
+            uuid7s, _ = split_by_form(list(places))
+            found = self._uuid7s[number] = {key: places[text] for text, key in uuid7s.items()}
         return found
 
 
