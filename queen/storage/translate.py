@@ -27,14 +27,17 @@ CONNECTION_LOST = (
 
 
 def was_undone(error: BaseException) -> bool:
-    """Whether PostgreSQL ended the connection and says so in place of an answer: then it has not committed.
+    """Whether a lost connection shows that nothing was committed on it.
 
-    It holds such an end back while it commits, and sends the answer before it looks again (CommitTransaction and
-    PostgresMain in its source). Waiting for a synchronous standby it says it as a warning, which this is not. What is
-    done in one go on a connection is one transaction, so that its other statements are undone too.
+    PostgreSQL ended it and says so in place of an answer: it holds such an end back while it commits, and sends the
+    answer before it looks again (CommitTransaction and PostgresMain in its source). Waiting for a synchronous standby
+    it says it as a warning, which this is not. Or it was closed before all of a statement was sent, of which nothing
+    runs then. What is done in one go on a connection is one transaction, so that its other statements are undone too.
     """
     if isinstance(error, asyncpg.InternalClientError):  # asyncpg knows of the end already, and has sent nothing
         return True
+    if isinstance(error, asyncpg.ConnectionDoesNotExistError) and isinstance(error.__cause__, BrokenPipeError):
+        return True  # of sending: nothing else breaks so
     told: BaseException | None = error
     while told is not None and not isinstance(told, asyncpg.AdminShutdownError):
         told = told.__cause__ or told.__context__

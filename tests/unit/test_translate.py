@@ -58,6 +58,12 @@ def test_an_end_that_postgresql_says_in_place_of_an_answer_has_undone_the_work()
     assert not was_undone(after(warned, ended("WARNING")))
 
 
+def test_a_statement_that_could_not_be_sent_whole_has_done_nothing() -> None:
+    for broken, undone in ((BrokenPipeError(32, "broken"), True), (ConnectionResetError(104, "reset"), False)):
+        gone = asyncpg.ConnectionDoesNotExistError("connection was closed in the middle of operation")
+        assert was_undone(after(gone, broken)) is undone
+
+
 @pytest.mark.parametrize(
     ("error", "expected"),
     [
